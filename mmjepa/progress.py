@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -46,12 +47,14 @@ def bar(label: str, total: int | None) -> Iterator["Bar"]:
 class Bar:
     """Handle of one bar."""
 
-    def __init__(self, progress: Progress, task: int) -> None:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, n: int = 1, note: str | None = None) -> None:
         """Move on by ``n`` items; ``note`` is shown behind the time left."""
-        self._progress.update(self._task, advance=n, **({} if note is None else {"note": note}))
+        self._progress.update(self._task, advance=n)
+        if note is not None:
+            self._progress.update(self._task, note=note)
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
