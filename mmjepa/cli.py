@@ -1,0 +1,271 @@
+"""The verbs of ``mmjepa``: arguments in, one function of the package called, its result shown. No logic of its own."""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmjepa import __version__
+from mmjepa.console import Result, run, show_mapping
+from mmjepa.refusal import Refusal
+
+EXIT_CODES = "exit codes: 0 done, 1 the audit failed, 2 refused (bad input, said in one line), 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Refusal("USAGE", message, f"See {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in arguments
+
+    def call() -> Result:
+        options = _parser().parse_args(arguments)
+        value = options.call(options)
+        if not as_json:
+            options.show(value[0] if isinstance(value, tuple) else value)
+        return value
+
+    return run(call, as_json=as_json, debug="--debug" in arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mmjepa",
+        description="Joint-embedding predictive pretraining on CT scans and electronic health records.",
+        epilog=f"{EXIT_CODES}. Every verb has its own --help with an example.",
+    )
+    parser.add_argument("--version", action="version", version=f"mmjepa {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _data_verbs(verbs)
+    _model_verbs(verbs)
+    return parser
+
+
+def _data_verbs(verbs: Any) -> None:
+    ingest = _verb(
+        verbs,
+        "ingest",
+        _ingest,
+        "read MEDS records and CT images into a cohort folder",
+        "Reads a source folder (ehr/, images/, labels/, identity/), a bare MEDS root or a tree of DICOM/NIfTI files. A bad "
+        "item is refused with a code and counted, never replaced. Run it again with the same --out: what is unchanged is "
+        "not read twice.",
+        "mmjepa ingest source --out cohort",
+        "a cohort: ehr/ (MEDS), ct/ (volumes, index, manifest), labels/, store/",
+    )
+    ingest.add_argument("source", nargs="?", type=Path, help="the source folder")
+    ingest.add_argument("--out", type=Path, required=True, help="the cohort folder, new or made by an earlier ingest")
+    ingest.add_argument("--ehr", type=Path, help="a MEDS root, when it is not SOURCE/ehr")
+    ingest.add_argument("--ct", type=Path, help="a tree of DICOM or NIfTI files, when it is not SOURCE/images")
+    ingest.add_argument(
+        "--crosswalk", type=Path, help="csv of patient_id, subject_id, date_shift_days (SOURCE/identity)"
+    )
+    ingest.add_argument(
+        "--salt", type=Path, help="text file with the salt of hashed identifiers (beside the crosswalk)"
+    )
+    ingest.add_argument("--workers", type=int, default=1, help="processes that read images (default 1)")
+
+    audit = _verb(
+        verbs,
+        "audit",
+        _audit,
+        "look for what would leak the answer into a cohort and its labels",
+        "Checks splits, label times, label-revealing codes, discharge-stamped rows, events after death, single features "
+        "that give the label away. Each finding says what it counted and what to do. A failure exits with 1.",
+        "mmjepa audit cohort --labels mortality",
+        "one line a check: pass, warn, fail or not-applicable, a count, a sentence",
+        show=_show_audit,
+    )
+    audit.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
+    audit.add_argument("--labels", nargs="+", metavar="TASK", help="tasks under COHORT/labels (default: all of them)")
+
+    _verb(
+        verbs,
+        "doctor",
+        _doctor,
+        "check this installation and say what to do about what is missing",
+        "Checks Python, package versions, threads, CUDA, DICOM decoders, torchvision and timm, disk space. Exits with 2 "
+        "if something the core needs is broken.",
+        "mmjepa doctor",
+        "one line a part: OK, missing or broken, and what to do",
+        show=_show_doctor,
+    )
+
+
+def _model_verbs(verbs: Any) -> None:
+    pretrain = _verb(
+        verbs,
+        "pretrain",
+        _pretrain,
+        "pretrain a model as a config says",
+        "Trains what the YAML config describes; key=value arguments override it (nested keys with dots). An existing run "
+        "folder is never overwritten.",
+        "mmjepa pretrain recipes/configs/ct_ehr_demo.yaml seed=1",
+        "a run folder: config.yaml, metrics.jsonl, checkpoints/, model/",
+    )
+    _config_arguments(pretrain)
+
+    embed = _verb(
+        verbs,
+        "embed",
+        _embed,
+        "write one latent vector per subject and prediction time",
+        "Encodes each subject of a cohort with the model of a run, seeing only what was known at the prediction time.",
+        "mmjepa embed runs/demo cohort --out embeddings.parquet",
+        "a parquet table: subject_id, prediction_time, split, z",
+    )
+    _run_arguments(embed)
+
+    evaluate = _verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "judge an embedding table, ours or any other, against labels",
+        "Fits probes on the train split, tunes on tuning, reports on held_out with intervals by subject, beside baselines.",
+        "mmjepa evaluate embeddings.parquet --labels cohort/labels/mortality --out results.json",
+        "metrics with intervals for every task, and the collapse panel",
+    )
+    evaluate.add_argument("embeddings", type=Path, help="parquet with subject_id, prediction_time and z")
+    evaluate.add_argument("--labels", type=Path, required=True, help="a folder of MEDS label files")
+    evaluate.add_argument("--out", type=Path, help="write the results here as JSON too")
+
+    rollout = _verb(
+        verbs,
+        "rollout",
+        _rollout,
+        "let a model imagine the hours ahead and measure the drift",
+        "Rolls the predictor forward from each prediction time and compares with the encoder's own later latents.",
+        "mmjepa rollout runs/trajectory cohort --out rollout.parquet",
+        "a parquet table of predicted latents per horizon",
+    )
+    _run_arguments(rollout)
+
+    plan = _verb(
+        verbs,
+        "plan",
+        _plan,
+        "say what a config would train, how large and how long, without training",
+        "Resolves the config, counts parameters and steps, estimates memory and time.",
+        "mmjepa plan recipes/configs/ct_ehr_demo.yaml",
+        "the resolved plan",
+    )
+    _config_arguments(plan)
+
+
+def _verb(
+    verbs: Any,
+    name: str,
+    call: Callable[[argparse.Namespace], Result],
+    summary: str,
+    text: str,
+    example: str,
+    makes: str,
+    show: Callable[[Mapping[str, Any]], None] = show_mapping,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{textwrap.fill(text, 100)}\n\nexample:   {example}\ncomes out: {makes}",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.set_defaults(call=call, show=show)
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="a YAML config")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="laid on the config, for instance optim.lr=1e-4"
+    )
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("cohort", type=Path, help="a cohort folder")
+    parser.add_argument("--out", type=Path, required=True, help="the parquet file to write; it must not exist")
+
+
+def _ingest(options: argparse.Namespace) -> Result:
+    from mmjepa.ingest import ingest
+
+    return ingest(
+        options.source,
+        options.out,
+        ehr=options.ehr,
+        ct=options.ct,
+        crosswalk=options.crosswalk,
+        salt=options.salt,
+        workers=options.workers,
+    )
+
+
+def _audit(options: argparse.Namespace) -> Result:
+    from mmjepa.audit import audit
+
+    result = audit(options.cohort, options.labels)
+    return result, int(result["verdict"] == "fail")
+
+
+def _doctor(options: argparse.Namespace) -> Result:
+    from mmjepa.doctor import doctor
+
+    result = doctor()
+    return result, 2 if result["verdict"] == "broken" else 0
+
+
+def _pretrain(options: argparse.Namespace) -> Result:
+    from mmjepa.pretrain import pretrain
+
+    return pretrain(options.config, options.overrides)
+
+
+def _embed(options: argparse.Namespace) -> Result:
+    from mmjepa.embed import embed
+
+    return embed(options.run, options.cohort, options.out)
+
+
+def _evaluate(options: argparse.Namespace) -> Result:
+    from mmjepa.evaluate.judge import evaluate_files
+
+    return evaluate_files(options.embeddings, options.labels, out=options.out)
+
+
+def _rollout(options: argparse.Namespace) -> Result:
+    from mmjepa.embed import rollout_table
+
+    return rollout_table(options.run, options.cohort, options.out)
+
+
+def _plan(options: argparse.Namespace) -> Result:
+    from mmjepa.plan import plan
+
+    return plan(options.config, options.overrides)
+
+
+def _show_audit(result: Mapping[str, Any]) -> None:
+    for finding in result["findings"]:
+        print(f"{finding['verdict']:<15}{finding['check']:<5}{finding['name']}: {finding['sentence']}", file=sys.stderr)
+        if finding["verdict"] in ("warn", "fail"):
+            print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)
+    print(f"verdict: {result['verdict']}", file=sys.stderr)
+
+
+def _show_doctor(result: Mapping[str, Any]) -> None:
+    for part in result["parts"]:
+        advice = f" -> {part['advice']}" if part["advice"] else ""
+        print(f"{part['state']:<9}{part['part']}: {part['found']}{advice}", file=sys.stderr)
+    print(f"verdict: {result['verdict']}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
