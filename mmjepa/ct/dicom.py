@@ -1,0 +1,264 @@
+"""DICOM files: an allow-list of header tags, and one slice of voxels. The rest of a header is never read.
+
+Standard: DICOM PS3.3 C.7.6.2 (image plane), C.8.2.1 (CT image), C.7.5.1.1.2 (pixel padding).
+"""
+
+import hashlib
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.errors import BytesLengthException
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID, ImplicitVRLittleEndian
+
+from mmjepa.ct.volume import to_hu
+from mmjepa.refusal import Refusal
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_TEXTS = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "PatientID", "Modality", "PhotometricInterpretation",
+    "BurnedInAnnotation", "RescaleType", "BodyPartExamined", "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime",
+    "SeriesDate", "SeriesTime", "StudyDate", "StudyTime", "AcquisitionNumber", "TemporalPositionIdentifier",
+]  # fmt: skip
+_OTHERS = [
+    "ImageType", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
+    "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "Rows", "Columns", "BitsAllocated",
+    "PixelRepresentation",
+]  # fmt: skip
+_KERNEL = re.compile(r"[\w.+/ -]{1,16}", re.ASCII)
+_UNPARSABLE = (
+    ValueError,
+    TypeError,
+    NotImplementedError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    BytesLengthException,
+)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One CT image's header, as far as it is needed. Holds identifiers: never printed, never written."""
+
+    path: Path
+    number: int  # place in the sorted walk, from 1: how messages name a file
+    sop_class: str
+    sop_uid: str
+    series_uid: str
+    patient_id: str
+    time: tuple[datetime | None, datetime | None, datetime | None]  # acquisition, series, study
+    image_type: tuple[str, ...]
+    kernel: str
+    body_part: str
+    thickness_mm: float | None
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None  # between rows (y), between columns (x)
+    shape: tuple[int, int]  # rows, columns
+    acquisition: tuple[str, str]  # acquisition number, temporal position
+    photometric: str
+    burned_in: bool
+    rescale: tuple[float, float] | None
+    rescale_type: str
+    padding: tuple[int, int] | None  # stored values, both ends included
+    syntax: str
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom, whose warnings quote header values."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """By content: the DICM mark after the preamble, or a data set that begins with group 2 or 8 (no preamble)."""
+    return head[128:132] == b"DICM" or (len(head) >= 132 and head[:2] in (b"\x02\x00", b"\x08\x00") and head[3] == 0)
+
+
+def read_header(path: Path, number: int) -> Slice | str:
+    """The header of one file, or the code under which the file is skipped and counted.
+
+    Raises Refusal CT_UNREADABLE for a header that cannot be parsed or names no series.
+    """
+    try:
+        with quiet():
+            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TEXTS, *_OTHERS], force=True)
+            return _judge(data, path, number)
+    except Refusal:
+        raise
+    except MemoryError:
+        raise
+    except Exception:  # pydicom raises whatever the broken bytes lead to, and quotes them
+        raise Refusal("CT_UNREADABLE", f"header of file {number} cannot be parsed") from None
+
+
+def _judge(data: pydicom.FileDataset, path: Path, number: int) -> Slice | str:
+    text = {name: _text(data, name) for name in _TEXTS}
+    meta = getattr(data, "file_meta", None) or pydicom.Dataset()
+    sop_class = text["SOPClassUID"] or _text(meta, "MediaStorageSOPClassUID")
+    if sop_class == _DICOMDIR or not (sop_class or text["Modality"] or data.preamble):
+        return "CT_NOT_DICOM"
+    if text["Modality"] not in ("CT", ""):
+        return "CT_NOT_CT"
+    if not (sop_class or text["Modality"]) or not text["SeriesInstanceUID"]:
+        raise Refusal(
+            "CT_UNREADABLE", f"header of file {number} names no image class or series", "Is the file cut short?"
+        )
+    if sop_class not in (CT_IMAGE, *ENHANCED):
+        return "CT_SOP_CLASS"
+    image_type = tuple(str(part).strip().upper() for part in _many(data, "ImageType"))
+    if image_type[2:3] == ("LOCALIZER",):
+        return "CT_LOCALIZER"
+    rows, columns = _floats(data, "Rows", 1) or (0,), _floats(data, "Columns", 1) or (0,)
+    thickness = _floats(data, "SliceThickness", 1)
+    slope, intercept = _floats(data, "RescaleSlope", 1), _floats(data, "RescaleIntercept", 1)
+    kernel = " ".join(str(part).strip() for part in _many(data, "ConvolutionKernel"))
+    return Slice(
+        path=path,
+        number=number,
+        sop_class=sop_class,
+        sop_uid=text["SOPInstanceUID"],
+        series_uid=text["SeriesInstanceUID"],
+        patient_id=text["PatientID"],
+        time=_times(text),
+        image_type=image_type,
+        kernel=kernel if _KERNEL.fullmatch(kernel) else "",
+        body_part=text["BodyPartExamined"].upper(),
+        thickness_mm=thickness[0] if thickness else None,
+        orientation=_floats(data, "ImageOrientationPatient", 6),
+        position=_floats(data, "ImagePositionPatient", 3),
+        pixel_spacing=_floats(data, "PixelSpacing", 2),
+        shape=(int(rows[0]), int(columns[0])),
+        acquisition=(text["AcquisitionNumber"], text["TemporalPositionIdentifier"]),
+        photometric=text["PhotometricInterpretation"].upper(),
+        burned_in=text["BurnedInAnnotation"].upper() == "YES",
+        rescale=(slope[0], intercept[0]) if slope and intercept and slope[0] != 0 else None,
+        rescale_type=text["RescaleType"].upper(),
+        padding=_padding(data),
+        syntax=_text(meta, "TransferSyntaxUID"),
+    )
+
+
+def _value(data: pydicom.Dataset, name: str) -> Any:
+    """A tag's value; a tag that cannot be parsed counts as absent, and what is absent has its own code."""
+    try:
+        return data.get(name)
+    except _UNPARSABLE:
+        return None
+
+
+def _text(data: pydicom.Dataset, name: str) -> str:
+    value = _value(data, name)
+    return "" if value is None else str(value).strip().strip("\0").strip()
+
+
+def _many(data: pydicom.Dataset, name: str) -> list[Any]:
+    value = _value(data, name)
+    if value is None or value == "":
+        return []
+    return [value] if isinstance(value, (str, int, float)) else list(value)
+
+
+def _floats(data: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
+    try:
+        values = tuple(float(part) for part in _many(data, name))
+    except (ValueError, TypeError):
+        return None
+    return values if len(values) == count and all(map(math.isfinite, values)) else None
+
+
+def _padding(data: pydicom.Dataset) -> tuple[int, int] | None:
+    """The padding range in stored values: a -2000 declared for unsigned voxels is the 63536 that they hold."""
+    value = _floats(data, "PixelPaddingValue", 1)
+    if value is None:
+        return None
+    limit = _floats(data, "PixelPaddingRangeLimit", 1) or value
+    bits = int((_floats(data, "BitsAllocated", 1) or (16,))[0])
+    signed = (_floats(data, "PixelRepresentation", 1) or (0,))[0] == 1
+    ends = []
+    for end in (int(value[0]), int(limit[0])):
+        end %= 1 << bits
+        ends.append(end - (1 << bits) if signed and end >= 1 << (bits - 1) else end)
+    return min(ends), max(ends)
+
+
+def _times(text: dict[str, str]) -> tuple[datetime | None, datetime | None, datetime | None]:
+    acquisition = _moment(text["AcquisitionDateTime"]) or _moment(text["AcquisitionDate"] + text["AcquisitionTime"])
+    return (
+        acquisition,
+        _moment(text["SeriesDate"] + text["SeriesTime"]),
+        _moment(text["StudyDate"] + text["StudyTime"]),
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    """DICOM date and time, at least to the minute, in the clock of the site; a date alone is no moment."""
+    found = re.fullmatch(r"(\d{8})(\d{4})(\d{2})?(?:\.(\d{1,6}))?(?:[+-]\d{4})?", text)
+    if not found:
+        return None
+    day, minute, second, fraction = found.groups()
+    try:
+        return datetime.strptime(f"{day}{minute}{second or '00'}{(fraction or '0').ljust(6, '0')}", "%Y%m%d%H%M%S%f")
+    except ValueError:
+        return None
+
+
+def check_decoder(syntax: str) -> None:
+    """Refuse (CT_DECODER_MISSING) a transfer syntax that nothing installed here decodes."""
+    uid = UID(syntax or ImplicitVRLittleEndian)
+    try:
+        available = get_decoder(uid).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        name = uid.name if uid.is_transfer_syntax and not uid.is_private else "an unknown transfer syntax"
+        raise Refusal("CT_DECODER_MISSING", f"no decoder for {name}", "Install the extra mmjepa[dicom]")
+
+
+def read_hu(part: Slice, place: int, rescale: tuple[float, float] | None) -> tuple[np.ndarray, bytes]:
+    """Slice ``place`` of a stack as int16 HU [rows, columns], and the sha256 of its file.
+
+    rescale: stands in for absent tags. Raises Refusal CT_PIXEL_CORRUPT, CT_NO_RESCALE, CT_HU_IMPLAUSIBLE.
+    """
+    try:
+        content = part.path.read_bytes()
+        with quiet():
+            raw = pixel_array(BytesIO(content))
+    except MemoryError:
+        raise
+    except Exception:  # every decoder has errors of its own
+        raise Refusal("CT_PIXEL_CORRUPT", f"pixel data of slice {place} truncated or undecodable") from None
+    if raw.shape != part.shape:
+        raise Refusal(
+            "CT_PIXEL_CORRUPT", f"pixel data of slice {place} has shape {raw.shape}, header says {part.shape}"
+        )
+    factors = part.rescale or rescale
+    if factors is None:
+        raise Refusal("CT_NO_RESCALE", "no rescale slope and intercept", "Set rescale=slope,intercept if you know them")
+    padding = None if part.padding is None else (raw >= part.padding[0]) & (raw <= part.padding[1])
+    values = raw.astype(np.float32)
+    values *= factors[0]
+    values += factors[1]
+    return to_hu(values, padding), hashlib.sha256(content).digest()

@@ -1,0 +1,95 @@
+"""Other voxel sizes, at batch time: linear interpolation, smoothed where it takes voxels away.
+
+Each axis is one small matrix: a triangle as wide as the coarser of the two grids (the anti-aliased linear filter of image
+libraries). Fine grids are so averaged before they are thinned out; where voxels grow it is plain linear interpolation.
+"""
+
+import numpy as np
+
+from mmjepa.ct.store import AIR_HU, VolumeStore
+from mmjepa.refusal import Refusal
+
+Triple = tuple[float, float, float]
+
+
+def resample_hu(volume: np.ndarray, spacing_mm: Triple, to_mm: Triple) -> tuple[np.ndarray, Triple]:
+    """int16 HU [X, Y, Z] -> int16 HU at about ``to_mm``, and the spacing it truly has.
+
+    The field of view is kept and the number of voxels is whole, so the spacing is extent / voxels. Voxel 0 of the result is
+    centred half a new voxel inside the old edge: its old index is (new / old - 1) / 2. Beyond the edge the edge is repeated.
+    """
+    sizes = [
+        max(1, round(n * old / new)) for n, old, new in zip(volume.shape, spacing_mm, _positive(to_mm), strict=True)
+    ]
+    values = volume.astype(np.float32)
+    for axis, size in enumerate(sizes):
+        step = volume.shape[axis] / size
+        places = (np.arange(size) + 0.5) * step - 0.5
+        weights = triangle_weights(places, volume.shape[axis], step)
+        values = _along(values, weights, axis)
+    x, y, z = (n * old / size for n, old, size in zip(volume.shape, spacing_mm, sizes, strict=True))
+    return _int16(values), (x, y, z)
+
+
+def crop_mm(
+    store: VolumeStore,
+    image_id: str,
+    size_vox: tuple[int, int, int],
+    spacing_mm: Triple,
+    centre: Triple | None = None,
+) -> np.ndarray:
+    """int16 HU of ``size_vox`` voxels of exactly ``spacing_mm``, around ``centre`` (voxel index of the stored volume; None = middle).
+
+    Only the part of the volume that the crop needs is read. Beyond the volume there is air (-1000 HU).
+    Raises Refusal SPACING_INVALID, CROP_OUTSIDE and those of the store.
+    """
+    volume, own_mm = store.hu(image_id), store.spacing_mm(image_id)
+    matrices, region = [], []
+    for axis, (place, size, new) in enumerate(
+        zip(store.centre(image_id, centre), size_vox, _positive(spacing_mm), strict=True)
+    ):
+        step = new / own_mm[axis]
+        places = place + (np.arange(size) - (size - 1) / 2) * step
+        weights = triangle_weights(places, volume.shape[axis], step)
+        used = np.flatnonzero(weights.any(axis=0))
+        low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
+        region.append(slice(low, high))
+        matrices.append(weights[:, low:high])
+    values = volume[tuple(region)].astype(np.float32) - AIR_HU
+    for axis, weights in enumerate(matrices):
+        values = _along(values, weights, axis)
+    return _int16(values + AIR_HU)
+
+
+def triangle_weights(places: np.ndarray, n: int, step: float) -> np.ndarray:
+    """float64 [places, n]: weights of the n voxels for each place (voxel index). Rows sum to 1, or to 0 beyond the volume.
+
+    step: distance of the places in voxels; the triangle's half width is max(1, step). What the triangle would take from beyond
+    the edge it takes from the edge voxel. The volume ends half a voxel beyond the centres of its outermost voxels.
+    """
+    width = max(1.0, step)
+    reach = int(np.ceil(width)) + 1
+    padded = np.arange(-reach, n + reach)
+    clamped = np.clip(places, -0.5, n - 0.5)
+    weights = np.clip(1 - np.abs(clamped[:, None] - padded) / width, 0, None)
+    weights /= weights.sum(axis=1, keepdims=True)
+    inner = weights[:, reach : reach + n]
+    inner[:, 0] += weights[:, :reach].sum(axis=1)
+    inner[:, -1] += weights[:, reach + n :].sum(axis=1)
+    inner[clamped != places] = 0
+    return inner
+
+
+def _along(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+    """Apply ``weights`` [out, in] along one axis."""
+    return np.moveaxis(np.tensordot(weights.astype(np.float32), values, axes=(1, axis)), 0, axis)
+
+
+def _int16(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.rint(values).astype(np.int16))
+
+
+def _positive(spacing_mm: Triple) -> Triple:
+    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        raise Refusal("SPACING_INVALID", f"spacing {spacing_mm} mm", "Want three positive numbers")
+    return spacing_mm

@@ -1,0 +1,118 @@
+"""What DICOM and NIfTI share: a candidate volume, the settings, HU, canonical axes and the checks on voxels."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from mmjepa.refusal import Refusal
+
+HU_FLOOR, HU_CEILING = -1024, 3071  # air under every padding value in use; the ceiling of 12 bits (metal)
+_INT16_CEILING = 32767
+_MAX_SHEAR = 0.05
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the voxels and whether they are accepted.
+
+    min_slices: fewest slices of a volume.
+    chest_p5_hu: where the files say that the chest is seen, the 5th percentile must lie below this; None turns it off.
+    rescale: (slope, intercept) for DICOM slices without rescale tags; None refuses them.
+    nifti_hu: ``auto`` accepts NIfTI voxels as HU when the lowest is below -200; ``as-is`` takes them as HU unseen.
+    """
+
+    min_slices: int = 4
+    chest_p5_hu: float | None = -700.0
+    rescale: tuple[float, float] | None = None
+    nifti_hu: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.nifti_hu not in ("auto", "as-is"):
+            raise Refusal("CT_SETTINGS", f"nifti_hu is {self.nifti_hu!r}", "Want auto or as-is")
+        if self.min_slices < 2:
+            raise Refusal("CT_SETTINGS", f"min_slices is {self.min_slices}", "Want 2 or more: one slice has no spacing")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One volume to be, as the headers tell it; ``refusal`` when they already forbid it. ``time`` is the cohort's (shifted)."""
+
+    image_id: str
+    kind: str  # dicom, nifti
+    parts: tuple[Any, ...] = ()  # dicom: Slice, sorted along the stack when not refused; nifti: one Path
+    subject_id: int = -1
+    time: datetime | None = None
+    kernel: str = ""
+    thickness_mm: float | None = None
+    chest: bool = False
+    flags: tuple[str, ...] = ()
+    refusal: Refusal | None = None
+
+
+@dataclass
+class Volume:
+    """int16 HU [X, Y, Z] in RAS+ order, its 4 x 4 affine (voxel -> RAS mm) and the hash of the files it came from."""
+
+    hu: np.ndarray
+    affine: np.ndarray
+    source_hash: str
+
+
+def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
+    """Voxel edge lengths of an affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(x), float(y), float(z)
+
+
+def canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Permute and flip the axes so that they run closest to R, A, S; voxels are moved, never resampled."""
+    orientation = nib.orientations.io_orientation(affine)
+    moved = nib.orientations.apply_orientation(array, orientation)
+    return moved, affine @ nib.orientations.inv_ornt_aff(orientation, array.shape)
+
+
+def shear_degrees(affine: np.ndarray) -> float:
+    """The largest departure of two axes from a right angle, 0 where it is within 5 % of a step (rounding in headers)."""
+    unit = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    worst = float(np.abs(unit.T @ unit - np.eye(3)).max())
+    return float(np.degrees(np.arcsin(min(worst, 1.0)))) if worst > _MAX_SHEAR else 0.0
+
+
+def to_hu(values: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
+    """float32 HU -> int16 HU: padding becomes -1024, the rest is clipped to [-1024, 3071] and rounded.
+
+    Raises Refusal CT_HU_IMPLAUSIBLE above 32767 HU: an unsigned padding value that no tag declares.
+    """
+    if padding is not None:
+        values[padding] = HU_FLOOR
+    highest = values.max()
+    if highest > _INT16_CEILING:
+        raise Refusal(
+            "CT_HU_IMPLAUSIBLE",
+            f"highest value {highest:.0f} HU",
+            "Is there a padding value that the header does not declare?",
+        )
+    np.clip(values, HU_FLOOR, HU_CEILING, out=values)
+    return np.rint(values, out=values).astype(np.int16)
+
+
+def check_hu(hu: np.ndarray, p5_below: float | None) -> None:
+    """Refuse a constant volume (CT_CONSTANT) and, given a threshold, one without enough air (CT_HU_IMPLAUSIBLE)."""
+    lowest = int(hu.min())
+    if lowest == hu.max():
+        raise Refusal("CT_CONSTANT", f"all voxels equal {lowest}")
+    if p5_below is not None and np.count_nonzero(hu < p5_below) <= 0.05 * hu.size:
+        raise Refusal(
+            "CT_HU_IMPLAUSIBLE",
+            f"5th percentile {np.percentile(hu, 5):.0f} HU, want < {p5_below:.0f}",
+            "Set chest_p5_hu to another threshold, or to none, if these are HU of a chest",
+        )
+
+
+def relative(path: Path, root: Path) -> str:
+    """``path`` below ``root`` with forward slashes on every system."""
+    return path.relative_to(root).as_posix()
