@@ -7,6 +7,7 @@ and listed codes are checked here. Rows are counted from 0; no subject id is eve
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from flexible_schema import PyArrowSchema
+from flexible_schema.exceptions import SchemaValidationError, TableValidationError
 
 from mmjepa.files import atomic_path, fresh_folder
 from mmjepa.refusal import Refusal
@@ -108,13 +110,13 @@ def read_table(path: Path, schema: type[PyArrowSchema], columns: list[str] | Non
             schema.align(whole.empty_table())
             table = file.read(columns=wanted)
         return schema.align(table)
-    except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, pa.ArrowInvalid) and "cast" in str(error):
-            raise Refusal("MEDS_SCHEMA", f"{path} does not fit {schema.__name__}: {_line(error)}") from None
+    except (SchemaValidationError, TableValidationError, pa.ArrowTypeError) as error:
+        hint = (
+            f"MEDS 0.4 {schema.__name__} knows {', '.join(f'{field.name} ({field.type})' for field in schema.schema())}"
+        )
+        raise Refusal("MEDS_SCHEMA", f"{path} does not fit: {_line(error)}", hint) from None
+    except (pa.ArrowException, OSError) as error:
         raise Refusal("MEDS_UNREADABLE", f"{path} cannot be read ({_line(error)})", "Copy or export it again") from None
-    except (ValueError, TypeError, pa.ArrowException) as error:
-        hint = f"The columns of MEDS 0.4 {schema.__name__}: {', '.join(schema.schema().names)}"
-        raise Refusal("MEDS_SCHEMA", f"{path} does not fit {schema.__name__}: {_line(error)}", hint) from None
 
 
 def read_shard(root: MedsRoot, path: Path) -> Shard:
@@ -174,9 +176,10 @@ def read_shards(root: MedsRoot) -> Iterator[Shard]:
         raise Refusal("MEDS_EMPTY", f"the shards of {root.path} hold no row", "Export the events as MEDS 0.4 shards")
 
 
-def ingest_meds(source: Path | str, cohort: Path | str) -> dict[str, Any]:
+def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | None = None) -> dict[str, Any]:
     """Check the MEDS root of ``source`` (``source/ehr``, or ``source`` itself) and its labels, and put both into ``cohort``.
 
+    labels: the folder of label tasks; ``source/labels`` by default, and none is fine.
     Files are hard-linked where the disk allows it, else copied: byte-equal either way. Nothing existing is overwritten,
     and each folder appears whole or not at all. Returns counts: rows, static_rows, subjects, codes, splits, labels.
     Raises Refusal: the MEDS_* codes, LABELS_* codes, OUTPUT_EXISTS.
@@ -187,7 +190,7 @@ def ingest_meds(source: Path | str, cohort: Path | str) -> dict[str, Any]:
     if not source.is_dir():
         raise Refusal("MEDS_MISSING", f"{source} is not a folder", "Name a folder with ehr/, or a MEDS root itself")
     root = open_root(source / "ehr" if (source / "ehr").is_dir() else source)
-    labels = source / "labels"
+    labels = source / "labels" if labels is None else Path(labels)
     for name in ("ehr", "labels"):
         fresh_folder(cohort / name, "cohort")
     rows = static = subjects = 0
@@ -242,10 +245,14 @@ def _read_splits(path: Path) -> dict[str, np.ndarray]:
 
 def _check_dataset(path: Path) -> None:
     try:
-        meds.DatasetMetadataSchema.validate(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise Refusal("MEDS_UNREADABLE", f"{path} is not valid JSON ({error})", "Write it again") from None
+        dataset = json.loads(path.read_text())
     except ValueError as error:
+        raise Refusal("MEDS_UNREADABLE", f"{path} is not valid JSON ({error})", "Write it again") from None
+    try:
+        if not isinstance(dataset, dict):
+            raise ValueError(f"it holds a {type(dataset).__name__}, want an object")
+        meds.DatasetMetadataSchema.validate(dataset)
+    except (SchemaValidationError, TableValidationError, ValueError) as error:
         raise Refusal("MEDS_SCHEMA", f"{path} does not fit DatasetMetadataSchema: {_line(error)}") from None
 
 
@@ -307,4 +314,5 @@ def _numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    """The error in one line; long numbers, which could be identifiers, are masked."""
+    return re.sub(r"\d{4,}", "#", " ".join(str(error).split()))

@@ -1,0 +1,194 @@
+"""What a MEDS root may be, and what is refused."""
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mmjepa.ehr.meds_io import ingest_meds, open_root, read_shards
+from mmjepa.refusal import Refusal
+
+NOON = datetime(2020, 1, 1, 12)
+HOUR = timedelta(hours=1)
+GOOD = {
+    "subject_id": [77001, 77001, 77001, 77002],
+    "time": [None, NOON, NOON + HOUR, NOON],
+    "code": ["GENDER//F", "LAB//A", "LAB//B", "LAB//A"],
+    "numeric_value": [None, 1.5, None, 2.0],
+}
+TYPES = {"subject_id": pa.int64(), "time": pa.timestamp("us"), "code": pa.string(), "numeric_value": pa.float32()}
+TYPES |= {"available_time": pa.timestamp("us"), "image_id": pa.string(), "text_value": pa.large_string()}
+
+
+def write(path, columns, types=TYPES):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
+    pq.write_table(pa.table(arrays), path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "ehr"
+    write(root / "data" / "0.parquet", GOOD)
+    write(
+        root / "metadata" / "codes.parquet",
+        {"code": ["LAB//A", "LAB//B", "GENDER//F"], "description": ["Alpha", None, " "]},
+    )
+    write(root / "metadata" / "subject_splits.parquet", {"subject_id": [77002, 77001], "split": ["train", "train"]})
+    (root / "metadata" / "dataset.json").write_text(json.dumps({"dataset_name": "tiny"}))
+    return root
+
+
+def refused(code, root):
+    with pytest.raises(Refusal) as caught:
+        list(read_shards(open_root(root)))
+    assert caught.value.code == code
+    assert "7700" not in str(caught.value), "a subject id is named"
+    return str(caught.value)
+
+
+def test_a_good_root_is_read(root):
+    meds = open_root(root)
+    (shard,) = read_shards(meds)
+    assert meds.codes == ("GENDER//F", "LAB//A", "LAB//B")
+    assert meds.descriptions == {"LAB//A": "Alpha"}
+    assert meds.splits["train"].tolist() == [77001, 77002]
+    assert shard.static.tolist() == [True, False, False, False]
+    assert shard.run_starts.tolist() == [0, 3]
+    np.testing.assert_array_equal(shard.values, np.array([np.nan, 1.5, np.nan, 2.0], np.float32))
+    assert [meds.codes[code] for code in shard.codes] == GOOD["code"]
+
+
+@pytest.mark.parametrize("gone", ["", "data", "metadata/codes.parquet"])
+def test_a_folder_that_is_no_root_is_missing(root, gone):
+    (root / gone).rename(root.parent / "moved")
+    assert "ehr" in refused("MEDS_MISSING", root)
+
+
+def test_no_shard_and_no_row_are_empty(root):
+    write(root / "data" / "0.parquet", {name: [] for name in GOOD})
+    refused("MEDS_EMPTY", root)
+    (root / "data" / "0.parquet").unlink()
+    refused("MEDS_EMPTY", root)
+
+
+@pytest.mark.parametrize(
+    ("code", "change", "word"),
+    [
+        ("MEDS_UNSORTED", {"time": [None, NOON + HOUR, NOON, NOON]}, "row 2"),
+        ("MEDS_UNSORTED", {"time": [NOON + HOUR, None, NOON, NOON]}, "row 2"),
+        ("MEDS_UNSORTED", {"subject_id": [77001, 77002, 77002, 77001]}, "row 3"),
+        ("MEDS_CODE_UNLISTED", {"code": ["GENDER//F", "LAB//A", "LAB//C", "LAB//A"]}, "'LAB//C' (row 2"),
+        ("MEDS_SCHEMA", {"code": ["GENDER//F", None, "LAB//B", "LAB//A"]}, "code"),
+        ("MEDS_SCHEMA", {"subject_id": [77001, None, 77001, 77002]}, "subject_id"),
+        ("MEDS_SCHEMA", {"numeric_value": None}, None),
+        ("MEDS_SCHEMA", {"available_time": [NOON, None, None, None]}, "row 0"),
+    ],
+)
+def test_bad_rows_are_refused_by_row_number(root, code, change, word):
+    columns = {name: values for name, values in (GOOD | change).items() if values is not None}
+    write(root / "data" / "0.parquet", columns)
+    if word is None:  # a column that MEDS lets a file omit
+        assert np.isnan(next(read_shards(open_root(root))).values).all()
+    else:
+        message = refused(code, root)
+        assert word in message
+        assert "0.parquet" in message
+
+
+@pytest.mark.parametrize("column", ["time", "available_time"])
+def test_a_time_zone_is_refused_instead_of_moved(root, column):
+    zoned = GOOD | {column: [None, *(time and time.replace(tzinfo=UTC) for time in GOOD["time"][1:])]}
+    write(root / "data" / "0.parquet", zoned, TYPES | {column: pa.timestamp("us", "America/New_York")})
+    assert column in refused("MEDS_TIMEZONE", root)
+
+
+def test_a_column_of_another_type_is_refused(root):
+    write(root / "data" / "0.parquet", GOOD | {"time": [None, "a", "b", "c"]}, TYPES | {"time": pa.string()})
+    assert "time" in refused("MEDS_SCHEMA", root)
+
+
+def test_what_pandas_writes_is_read(root):
+    frame = pd.DataFrame(GOOD).astype({"numeric_value": np.float64, "time": "datetime64[us]"})
+    frame.to_parquet(root / "data" / "0.parquet")
+    assert next(read_shards(open_root(root))).values[1] == 1.5
+
+
+def test_a_subject_in_two_files_is_refused(root):
+    write(root / "data" / "deeper" / "1.parquet", {name: values[3:] for name, values in GOOD.items()})
+    assert "row 0 of" in refused("MEDS_SUBJECT_SPLIT_FILES", root)
+
+
+@pytest.mark.parametrize("size", [0, 4, 200])
+def test_a_truncated_shard_is_refused(root, size):
+    file = root / "data" / "0.parquet"
+    file.write_bytes(file.read_bytes()[:size])
+    assert "0.parquet" in refused("MEDS_UNREADABLE", root)
+
+
+def test_splits_follow_their_closed_schema(root):
+    splits = {"subject_id": [77001, 77002], "split": ["train", "train"]}
+    write(root / "metadata" / "subject_splits.parquet", splits | {"fold": [1, 2]})
+    assert "fold" in refused("MEDS_SCHEMA", root)
+    write(root / "metadata" / "subject_splits.parquet", splits | {"subject_id": [77001, 77001]})
+    assert "twice" in refused("MEDS_SCHEMA", root)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("{", "MEDS_UNREADABLE"), ("[]", "MEDS_SCHEMA"), ('{"site_id_columns": 3}', "MEDS_SCHEMA")]
+)
+def test_broken_dataset_metadata_is_refused(root, text, code):
+    (root / "metadata" / "dataset.json").write_text(text)
+    assert "dataset.json" in refused(code, root)
+
+
+def test_ingest_places_equal_bytes_and_counts_them(root, tmp_path):
+    write(
+        tmp_path / "labels" / "death" / "0.parquet",
+        {"subject_id": [77001], "prediction_time": [NOON], "boolean_value": [True]},
+        TYPES | {"prediction_time": pa.timestamp("us")},
+    )
+    (root / "truth").mkdir()
+    counts = ingest_meds(tmp_path, tmp_path / "cohort")
+    assert counts == {
+        "rows": 4,
+        "static_rows": 1,
+        "subjects": 2,
+        "codes": 3,
+        "splits": {"train": 2},
+        "labels": {"death": 1},
+    }
+    placed = {
+        path.relative_to(tmp_path / "cohort").as_posix(): path.read_bytes()
+        for path in (tmp_path / "cohort").rglob("*.*")
+    }
+    assert sorted(placed) == [
+        "ehr/data/0.parquet",
+        "ehr/metadata/codes.parquet",
+        "ehr/metadata/dataset.json",
+        "ehr/metadata/subject_splits.parquet",
+        "labels/death/0.parquet",
+    ]
+    assert all((tmp_path / name).read_bytes() == data for name, data in placed.items())
+
+
+def test_ingest_leaves_nothing_behind_a_refusal_and_overwrites_nothing(root, tmp_path):
+    write(root / "data" / "1.parquet", {name: values[3:] for name, values in GOOD.items()})
+    with pytest.raises(Refusal, match="MEDS_SUBJECT_SPLIT_FILES"):
+        ingest_meds(root, tmp_path / "cohort")
+    assert not (tmp_path / "cohort").exists()
+    (root / "data" / "1.parquet").unlink()
+    ingest_meds(root, tmp_path / "cohort")
+    with pytest.raises(Refusal, match="OUTPUT_EXISTS"):
+        ingest_meds(root, tmp_path / "cohort")
+
+
+@pytest.mark.real_data
+def test_the_mimic_demo_is_a_good_root(data_folder):
+    shards = list(read_shards(open_root(data_folder / "mimic_iv_demo_meds")))
+    assert sum(len(shard.codes) for shard in shards) == 916_166
+    assert sum(len(shard.run_subjects) for shard in shards) == 100

@@ -1,0 +1,173 @@
+"""The event store holds exactly the source's rows, each with its own subject, and never shows a later one."""
+
+import pickle
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmjepa.ehr.store import EventStore, to_us
+from mmjepa.refusal import Refusal
+
+ARRAYS = (
+    "subjects",
+    "offsets",
+    "times_us",
+    "available_us",
+    "codes",
+    "values",
+    "static_offsets",
+    "static_codes",
+    "static_values",
+)
+
+
+def write_root(root, frame, shards=1, splits=None):
+    """Write a frame with subject_id, time (hours, NaN = static), code, value and perhaps available, image, as a MEDS root."""
+    (root / "metadata").mkdir(parents=True)
+    (root / "data").mkdir()
+    hours = lambda column: pd.to_datetime(frame[column] * 3600, unit="s").astype("datetime64[us]")  # noqa: E731
+    events = pd.DataFrame({"subject_id": frame["subject_id"], "time": hours("time"), "code": frame["code"]})
+    events["numeric_value"] = frame["value"].astype(np.float32)
+    if "available" in frame:
+        events["available_time"] = hours("available")
+    if "image" in frame:
+        events["image_id"] = frame["image"]
+    for i, subjects in enumerate(np.array_split(events["subject_id"].unique(), shards)):
+        events[events["subject_id"].isin(subjects)].to_parquet(root / "data" / f"{i}.parquet", index=False)
+    pd.DataFrame({"code": events["code"].unique()}).to_parquet(root / "metadata" / "codes.parquet")
+    if splits:
+        pd.DataFrame(splits).to_parquet(root / "metadata" / "subject_splits.parquet")
+    return root
+
+
+def world(subjects, code_of, seed=0):
+    """Random events: a static and up to nine timed rows a subject, with ties, late availability and missing values."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for subject in subjects:
+        times = np.sort(rng.integers(0, 5, rng.integers(0, 10)))
+        late = np.where(rng.random(len(times)) < 0.5, times + rng.integers(0, 4, len(times)), np.nan)
+        rows += [(subject, np.nan, np.nan, code_of(subject, "static"), np.nan)]
+        rows += [
+            (subject, t, a, code_of(subject, rng.integers(3)), rng.choice([np.nan, t]))
+            for t, a in zip(times, late, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["subject_id", "time", "available", "code", "value"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.permutations(range(-2, 6)))
+def test_as_of_equals_brute_force_for_any_sharding_and_subject_order(seed, shards, subjects):
+    frame = world(subjects, lambda _, kind: f"C//{kind}", seed)
+    with tempfile.TemporaryDirectory() as folder:
+        store = EventStore.in_memory(write_root(Path(folder) / "ehr", frame, shards))
+    for t in (-1, 0, 2, 2.5, 9):
+        t_us = int(t * 3_600_000_000)
+        start, stop = store.as_of(np.array(subjects), np.full(len(subjects), t_us))
+        for subject, a, b in zip(subjects, start, stop, strict=True):
+            own = frame[frame["subject_id"] == subject]
+            timed = own[own["time"] <= t]
+            assert [store.vocabulary[code] for code in store.codes[a:b]] == timed["code"].tolist()
+            np.testing.assert_array_equal(store.values[a:b], timed["value"].astype(np.float32))
+            np.testing.assert_array_equal(store.times_us[a:b], timed["time"] * 3_600_000_000)
+            known = timed["available"].fillna(timed["time"]) <= t
+            np.testing.assert_array_equal(store.visible(a, b, t_us), known)
+
+
+def test_every_row_carries_its_own_subject_and_no_other(tmp_path):
+    subjects = [5, 3, 900, 17, 4]
+    frame = world(subjects, lambda subject, kind: f"S{subject}//{kind}", seed=3)
+    store = EventStore.in_memory(write_root(tmp_path / "ehr", frame, shards=3))
+    seen = 0
+    for row, subject in enumerate(store.subjects):
+        own = [
+            *store.codes[slice(*store.offsets[row : row + 2])],
+            *store.static_codes[slice(*store.static_offsets[row : row + 2])],
+        ]
+        assert {store.vocabulary[code].split("//")[0] for code in own} == {f"S{subject}"}
+        seen += len(own)
+    assert seen == len(frame)
+
+
+def test_the_same_content_has_the_same_fingerprint_however_it_lies(tmp_path):
+    frame = world(range(8), lambda _, kind: f"C//{kind}")
+    one = EventStore.in_memory(write_root(tmp_path / "a", frame))
+    three = EventStore.build(
+        write_root(tmp_path / "b", frame.sort_values("subject_id", ascending=False, kind="stable"), 3),
+        tmp_path / "store",
+    )
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(one, name), getattr(three, name))
+    assert one.fingerprint == three.fingerprint == EventStore.open(tmp_path / "store").fingerprint
+    changed = frame.assign(value=frame["value"].where(frame.index != frame["value"].first_valid_index(), 7))
+    assert EventStore.in_memory(write_root(tmp_path / "c", changed)).fingerprint != one.fingerprint
+
+
+def test_another_process_opens_the_maps_by_path(tmp_path):
+    root = write_root(tmp_path / "ehr", world(range(500), lambda _, kind: f"C//{kind}"))
+    built = EventStore.build(root, tmp_path / "store")
+    sent = pickle.dumps(built)
+    assert len(sent) < 500
+    assert isinstance(pickle.loads(sent).codes, np.memmap)
+    in_memory = EventStore.in_memory(root)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(in_memory)).codes, built.codes)
+
+
+def test_images_and_splits_are_found_by_row_and_name(tmp_path):
+    frame = pd.DataFrame(
+        {"subject_id": [9, 9, 9, 2], "time": [np.nan, 1.0, 2.0, 3.0], "code": ["A", "A", "CT//CHEST", "CT//CHEST"]}
+    )
+    frame["value"], frame["image"] = np.nan, [None, None, "i1", "i2"]
+    root = write_root(tmp_path / "ehr", frame, 2, {"subject_id": [2, 9], "split": ["held_out", "train"]})
+    for store in (EventStore.in_memory(root), EventStore.build(root, tmp_path / "store")):
+        assert store.image_ids == {0: "i2", 2: "i1"}
+        assert {name: ids.tolist() for name, ids in store.splits.items()} == {"held_out": [2], "train": [9]}
+        assert store.match(["CT"]).tolist() == [code.startswith("CT") for code in store.vocabulary]
+
+
+def test_prefixes_match_whole_parts_only(tmp_path):
+    frame = pd.DataFrame({"subject_id": 1, "time": 1.0, "code": ["LAB//1", "LAB//12", "LAB", "LABEL"], "value": np.nan})
+    store = EventStore.in_memory(write_root(tmp_path / "ehr", frame))
+    assert [code for code, hit in zip(store.vocabulary, store.match(["LAB//1"]), strict=True) if hit] == ["LAB//1"]
+    assert store.match(["LAB"]).sum() == 3
+
+
+def test_an_unknown_subject_is_refused_without_its_id(tmp_path):
+    store = EventStore.in_memory(write_root(tmp_path / "ehr", world([1, 2], lambda _, kind: f"C//{kind}")))
+    for unknown in (-5, 99991):
+        with pytest.raises(Refusal, match="SUBJECT_UNKNOWN") as caught:
+            store.as_of(np.array([1, unknown]), np.zeros(2, np.int64))
+        assert "number 1 " in str(caught.value)
+        assert str(unknown) not in str(caught.value)
+
+
+def test_a_missing_or_damaged_store_is_refused(tmp_path):
+    with pytest.raises(Refusal, match="STORE_MISSING"):
+        EventStore.open(tmp_path)
+    EventStore.build(write_root(tmp_path / "ehr", world([1, 2], lambda _, kind: f"C//{kind}")), tmp_path / "store")
+    (tmp_path / "store" / "codes.npy").write_bytes(b"x")
+    with pytest.raises(Refusal, match="STORE_BROKEN"):
+        EventStore.open(tmp_path / "store")
+
+
+def test_to_us_reads_pandas_times():
+    assert to_us(pd.Series(pd.to_datetime(["1970-01-01 00:00:01"]))).tolist() == [1_000_000]
+
+
+@pytest.mark.real_data
+def test_the_mimic_demo_store_equals_its_parquet(data_folder):
+    root = data_folder / "mimic_iv_demo_meds"
+    store = EventStore.in_memory(root)
+    assert (len(store.subjects), len(store.codes) + len(store.static_codes)) == (100, 916_166)
+    frame = pd.concat(pd.read_parquet(path) for path in (root / "data").rglob("*.parquet"))
+    frame = frame[frame["time"].notna()].sort_values("subject_id", kind="stable")
+    np.testing.assert_array_equal(store.times_us, to_us(frame["time"]))
+    np.testing.assert_array_equal(store.values, frame["numeric_value"])
+    assert (np.array(store.vocabulary, object)[store.codes] == frame["code"].to_numpy()).all()
+    families = frame.groupby(frame["code"].str.split("//").str[0])["numeric_value"].count()
+    assert families["LAB"] == np.isfinite(store.values[store.match(["LAB"])[store.codes]]).sum() > 300_000
