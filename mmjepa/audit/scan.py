@@ -1,0 +1,159 @@
+"""How well one column alone tells the classes apart, each subject counted once a class."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.stats import norm, rankdata
+
+from mmjepa.audit.events import NEVER, Events, Ranks
+from mmjepa.keyed import generator
+
+MIN_CLASS = 10  # subjects in the smaller class
+SIGNIFICANT = 1e-3  # after multiplying by the number of features looked at
+MAX_ROWS_A_SUBJECT, MAX_SUBJECTS, CHUNK = 8, 4_000, 256
+DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Label rows of known subjects: subject [N] int64 index, t_us [N] int64, y [N] 0. or 1."""
+
+    subject: np.ndarray
+    t_us: np.ndarray
+    y: np.ndarray
+
+    def class_sizes(self) -> tuple[int, int]:
+        """Subjects with a positive row, subjects with a negative row."""
+        return len(np.unique(self.subject[self.y == 1])), len(np.unique(self.subject[self.y == 0]))
+
+    def thinned(self) -> "Rows":
+        """At most 4,000 subjects and 8 rows of each, chosen by key: a scan needs no more."""
+        draw = generator(0, "audit/thin", len(self.y))
+        order = draw.permutation(len(self.y))
+        order = order[np.argsort(self.subject[order], kind="stable")]
+        subject = self.subject[order]
+        start = np.searchsorted(subject, subject)
+        chosen = draw.permutation(np.unique(subject))[:MAX_SUBJECTS]
+        keep = order[(np.arange(len(order)) - start < MAX_ROWS_A_SUBJECT) & np.isin(subject, chosen)]
+        return Rows(self.subject[keep], self.t_us[keep], self.y[keep])
+
+
+def grouped_auroc(table: np.ndarray, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC of each column and its two-sided p under no association (normal, ties count one half).
+
+    table: [N, K]. A subject's rows of one class are averaged first, so that each subject counts once a class.
+    """
+    groups, member = np.unique(rows.subject * 2 + rows.y.astype(np.int64), return_inverse=True)
+    weight = 1 / np.bincount(member)[member]
+    average = csr_array((weight, (member, np.arange(len(member)))), shape=(len(groups), len(member)))
+    ranks = rankdata(average @ table, axis=0)
+    positive = groups % 2 == 1
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    auroc = (ranks[positive].sum(axis=0) - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    return auroc, 2 * norm.sf(np.abs(auroc - 0.5) / null_error(n_positive, n_negative))
+
+
+def null_error(n_positive: int, n_negative: int) -> float:
+    """Standard error of an AUROC when nothing is associated (Mann-Whitney)."""
+    return float(np.sqrt((n_positive + n_negative + 1) / (12 * n_positive * n_negative)))
+
+
+def scan(events: Events, rows: Rows) -> pd.DataFrame:
+    """Presence and last value of every code as of the prediction times.
+
+    Columns: code, kind (presence, value), auroc, p (NaN with fewer than 10 subjects a class), agrees (presence is the label,
+    one to one).
+    """
+    found = [_presence(events, rows), _last_values(events, rows)]
+    return pd.concat(found, ignore_index=True)
+
+
+def _presence(events: Events, rows: Rows) -> pd.DataFrame:
+    subject, code, first = events.first_seen()
+    here = np.isin(subject, rows.subject)
+    subject, code, first = subject[here], code[here], first[here]
+    enough = min(rows.class_sizes()) >= MIN_CLASS
+    people, row_of = np.unique(rows.subject, return_inverse=True)
+    tables = []
+    for start in range(0, len(events.vocabulary), CHUNK):
+        low, high = np.searchsorted(code, [start, start + CHUNK])
+        seen = np.full((len(people), CHUNK), NEVER)
+        seen[np.searchsorted(people, subject[low:high]), code[low:high] - start] = first[low:high]
+        present = seen[row_of] <= rows.t_us[:, None]
+        varies = present.any(axis=0) & ~present.all(axis=0)
+        present = present[:, varies]
+        auroc, p = grouped_auroc(present, rows) if enough and varies.any() else np.full((2, varies.sum()), np.nan)
+        match = present == (rows.y == 1)[:, None]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "code": events.vocabulary[start : start + CHUNK][varies[: len(events.vocabulary) - start]],
+                    "kind": "presence",
+                    "auroc": auroc,
+                    "p": p,
+                    "agrees": match.all(axis=0) | ~match.any(axis=0),
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _last_values(events: Events, rows: Rows) -> pd.DataFrame:
+    with_value = np.flatnonzero(~np.isnan(events.values) & np.isin(events.subject, rows.subject))
+    with_value = with_value[
+        np.lexsort((events.available_us[with_value], events.subject[with_value], events.codes[with_value]))
+    ]
+    subject, codes = events.subject[with_value], events.codes[with_value]
+    values = events.values[with_value].astype(float)
+    ranks = Ranks(np.concatenate([events.available_us[with_value], rows.t_us]))
+    keys, wanted = ranks.key(subject, events.available_us[with_value]), ranks.key(rows.subject, rows.t_us)
+    found: list[tuple[str, float, float]] = []
+    bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1)) if len(codes) else np.zeros(0, np.int64)
+    for low, high in itertools.pairwise(bounds):
+        at = np.searchsorted(keys[low:high], wanted, side="right") - 1
+        measured = (at >= 0) & (subject[low:high][at.clip(0)] == rows.subject)
+        some = Rows(rows.subject[measured], rows.t_us[measured], rows.y[measured])
+        if min(some.class_sizes()) >= MIN_CLASS:
+            auroc, p = grouped_auroc(values[low:high][at[measured], None], some)
+            found.append((str(events.vocabulary[codes[low]]), float(auroc[0]), float(p[0])))
+    table = pd.DataFrame(found, columns=["code", "auroc", "p"])
+    return table.assign(kind="value", agrees=False)
+
+
+def record_size(events: Events, rows: Rows) -> np.ndarray:
+    """[N, 5]: log counts of events, of distinct codes and of events of the last day; log hours since the first and the last."""
+    order = np.lexsort((events.available_us, events.subject))
+    subject, available_us = events.subject[order], events.available_us[order]
+    first_subject, _, first_us = events.first_seen()
+    ranks = Ranks(np.concatenate([available_us, rows.t_us, rows.t_us - DAY_US]))
+    keys, new_keys = ranks.key(subject, available_us), np.sort(ranks.key(first_subject, first_us))
+    now, day_ago = ranks.key(rows.subject, rows.t_us), ranks.key(rows.subject, rows.t_us - DAY_US)
+    begin = np.searchsorted(subject, rows.subject)
+    end = np.searchsorted(keys, now, side="right")
+    some = end > begin
+    safe_begin, safe_end = np.minimum(begin, len(order) - 1), np.maximum(end, 1) - 1
+    columns = [
+        end - begin,
+        np.searchsorted(new_keys, now, side="right") - np.searchsorted(np.sort(first_subject), rows.subject),
+        end - np.maximum(np.searchsorted(keys, day_ago, side="right"), begin),
+        np.where(some, rows.t_us - available_us[safe_begin], 0) / HOUR_US,
+        np.where(some, rows.t_us - available_us[safe_end], 0) / HOUR_US,
+    ]
+    return np.log1p(np.stack(columns, axis=1).astype(float))
+
+
+def out_of_fold_auroc(features: np.ndarray, rows: Rows) -> tuple[float, float]:
+    """AUROC of a logistic model over five folds by subject, and its error under no association."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    score = cross_val_predict(model, features, rows.y, groups=rows.subject, cv=folds, method="decision_function")
+    auroc, _ = grouped_auroc(score[:, None], rows)
+    return float(auroc[0]), null_error(*rows.class_sizes())
