@@ -157,12 +157,15 @@ def evaluate_files(
     return result
 
 
+def _alike(inside: EmbeddingTable | ScoreTable, outside: EmbeddingTable | ScoreTable | None) -> bool:
+    if isinstance(inside, EmbeddingTable) and isinstance(outside, EmbeddingTable):
+        return inside.z.shape[1] == outside.z.shape[1]
+    return type(inside) is type(outside)
+
+
 def _table(arm: Arm, site: str) -> EmbeddingTable | ScoreTable:
     table = arm.inside if site == "inside" else arm.outside
-    if table is None:
-        raise Refusal(
-            "JUDGE_ARMS", f"arm '{arm.name}' has nothing for the outside site", "Give it a table or leave it out"
-        )
+    assert table is not None  # judge refuses an arm without a table before anything is fitted
     return table
 
 
