@@ -6,8 +6,8 @@ import numpy as np
 
 from synthetic.draws import Array, generator
 
-N_CODES, N_PATHWAY = 400, 12
-_PATHWAY_RANKS = 4 + 8 * np.arange(N_PATHWAY)  # frequent enough to be seen, spread over the vocabulary
+N_CODES, N_PATHWAY, N_LABS = 400, 12, 20
+_PATHWAY_RANKS = 2 + 4 * np.arange(N_PATHWAY)  # frequent: a record holds about 7 tenths of t_c's variance
 _ORGANS = """heart;aorta;coronary artery;peripheral artery;deep vein;lung;pleura;bronchus;larynx;kidney;bladder;prostate or
 uterus;liver;gallbladder;pancreas;stomach;colon;thyroid;adrenal gland;pituitary;spine;hip joint;knee joint;skin;eye"""
 _CONDITIONS = (
@@ -77,9 +77,11 @@ def catalogue(seed: int, names: list[str]) -> Catalogue:
     for rank, entry in zip(_PATHWAY_RANKS, pathway, strict=True):
         entries[rank] = entry
     width = len(names)
-    loading = _sparse_loading(draw, N_CODES, width)
+    loading = _sparse_loading(draw, 0.5 * draw.standard_normal(2 * N_CODES), draw.integers(1, 3, N_CODES), width)
     loading[is_pathway] = 0
-    loading[is_pathway, -1] = 0.8 * np.where(np.arange(N_PATHWAY) % 3 < 2, 1, -1)
+    loading[is_pathway, -1] = 1.2 * np.where(np.arange(N_PATHWAY) % 3 < 2, 1, -1)
+    # labs have entries of one size, so that no seed hides a coordinate from the record
+    lab_entries, lab_count = draw.choice([-0.5, 0.5], 2 * N_LABS), draw.integers(1, 3, N_LABS)
     labs = [lab.split(",") for lab in _parts(_LABS)]
     return Catalogue(
         codes=[code for code, _ in entries],
@@ -91,14 +93,13 @@ def catalogue(seed: int, names: list[str]) -> Catalogue:
         lab_descriptions=[f"{lab[0]} in blood ({lab[1]})" for lab in labs],
         lab_mean=np.array([float(lab[2]) for lab in labs]),
         lab_sd=np.array([float(lab[3]) for lab in labs]),
-        lab_loading=_sparse_loading(draw, len(labs), width),
+        lab_loading=_sparse_loading(draw, lab_entries, lab_count, width),
     )
 
 
-def _sparse_loading(draw: np.random.Generator, rows: int, width: int) -> Array:
-    """One or two entries N(0, .5^2) a row, never in the last column."""
-    loading = np.zeros((rows, width))
-    for row in loading:
-        hit = draw.choice(width - 1, size=draw.integers(1, 3), replace=False)
-        row[hit] = 0.5 * draw.standard_normal(len(hit))
+def _sparse_loading(draw: np.random.Generator, entries: Array, count: Array, width: int) -> Array:
+    """[rows, width] with ``count`` entries a row, never in the last column; columns are dealt in turn, so that none goes unseen."""
+    loading = np.zeros((len(count), width))
+    row = np.repeat(np.arange(len(count)), count)
+    loading[row, np.resize(draw.permutation(width - 1), len(row))] = entries[: len(row)]
     return loading

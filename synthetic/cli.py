@@ -103,7 +103,7 @@ def _oracle(args: argparse.Namespace) -> dict[str, Any]:
         }
     if not args.json:
         print(f"{'AUC, mean (sd) over seeds':<26}" + "".join(f"{site:>16}" for site in result["sites"]))
-        for name in rows[0]:
+        for name in next(iter(result["sites"].values())):
             cells = (f"{s[name]['mean']:.3f} ({s[name]['sd']:.3f})" for s in result["sites"].values())
             print(f"{name:<26}" + "".join(f"{cell:>16}" for cell in cells))
     return result

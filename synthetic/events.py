@@ -113,7 +113,10 @@ def history(t: Array, names: list[str], vocabulary: Vocabulary, index_s: int, se
     visit = np.arange(n)
     admission = Rows.of(start, np.full(n, at["HOSPITAL_ADMISSION//VISIT"]), np.nan, start, visit)
     discharge = Rows.of(stop, np.full(n, at["HOSPITAL_DISCHARGE//HOME"]), np.nan, stop, visit)
-    middle = [_codes(t, vocabulary, start, stop, visit, draw), _labs(t, vocabulary, start, stop, visit, draw)]
+    middle = [
+        _codes(t, vocabulary, start, stop, visit, generator(seed, "ehr/codes", subject)),
+        _labs(t, vocabulary, start, stop, visit, generator(seed, "ehr/labs", subject)),
+    ]
     return Rows.joined([static, ends, admission, *middle, discharge])
 
 

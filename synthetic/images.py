@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from synthetic.draws import Array, generator
 
@@ -25,7 +25,7 @@ class Scan:
     """
 
     name: str
-    uid: str
+    uid: UID
     patient_id: str
     female: bool
     time: datetime
@@ -46,9 +46,9 @@ def digest(*key: int | str) -> bytes:
     return hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
 
 
-def uid(*key: int | str) -> str:
+def uid(*key: int | str) -> UID:
     """A DICOM UID under the 2.25 root (a 128-bit number), fixed by the key."""
-    return f"2.25.{int.from_bytes(digest('uid', *key)[:16], 'big')}"
+    return UID(f"2.25.{int.from_bytes(digest('uid', *key)[:16], 'big')}")
 
 
 def origin_mm(seed: int, subject: int) -> tuple[float, float, float]:

@@ -123,7 +123,7 @@ def _checked(patients: int, site: str, preset: str, seed: int, image_format: str
 
 def _people(plan: Plan, first: int, count: int) -> pd.DataFrame:
     """Who the subjects are: ids of both worlds, split, index CT time (cohort clock, s), date shift, image name and id."""
-    index = np.arange(first, first + count)
+    index = range(first, first + count)
     u = uniforms(plan.seed, "people", first, count, 5)
     start = int.from_bytes(images.digest("patient_id", plan.seed, plan.site)[:4], "big")
     shift = (30 + np.floor(u[:, 3] * 1500)).astype(np.int64) * np.where(u[:, 4] < 0.5, -1, 1)
@@ -132,7 +132,7 @@ def _people(plan: Plan, first: int, count: int) -> pd.DataFrame:
     keys = uids if plan.image_format == "dicom" else [f"{name}.nii" for name in names]
     return pd.DataFrame(
         {
-            "subject_id": find_site(plan.preset, plan.site).offset + index + 1,
+            "subject_id": find_site(plan.preset, plan.site).offset + 1 + np.array(index),
             # a bijection of the index: the factor shares no divisor with the modulus
             "patient_id": [f"H{plan.site[0].upper()}{1_000_000 + (start + i * 7_368_787) % 9_000_000}" for i in index],
             "split": np.array(SPLITS)[np.searchsorted(_SPLIT_EDGES, u[:, 0], side="right")],
@@ -233,9 +233,10 @@ def _shards(people: pd.DataFrame, records: pa.Table) -> Iterator[tuple[str, int,
     for number in range(-(-len(people) // SHARD)):
         block = people.iloc[number * SHARD : (number + 1) * SHARD]
         for split in SPLITS:
-            ids = block["subject_id"][block["split"] == split].to_numpy()
+            ids = block["subject_id"][block["split"] == split]
             if len(ids):
-                yield split, number, records.filter(pa.array(np.isin(subject, ids))).combine_chunks()
+                mine = np.isin(subject, np.asarray(ids, np.int64))
+                yield split, number, records.filter(pa.array(mine)).combine_chunks()
 
 
 def _write_identity(plan: Plan, folder: Path, people: pd.DataFrame) -> None:
