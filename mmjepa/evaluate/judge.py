@@ -57,7 +57,7 @@ def judge(
 ) -> dict[str, Any]:
     """Fit a probe on the labelled train and tuning subjects of each arm, score held_out and, once, the outside rows.
 
-    labels, outside_labels: subject_id, prediction_time, boolean_value. splits: split by subject_id; default: the tables'
+    labels, outside_labels: subject_id, prediction_time, value (boolean). splits: split by subject_id; default: the tables'
     own; where no table has one, 70/15/15 drawn by subject and said so. train_limit: number of labelled subjects the probes
     may see, the same for all arms. reference: the arm that the others are subtracted from (default: the first).
     Only rows that every arm has are used; what that costs is counted. The outside site tunes nothing.
@@ -182,7 +182,7 @@ def _common(arms: list[Arm], labels: pd.DataFrame, site: str) -> tuple[pd.DataFr
     labelled = labels.iloc[rows.index]
     keys = {
         "subject_id": labelled["subject_id"].to_numpy(),
-        "y": labelled["boolean_value"].to_numpy(bool).astype(np.int8),
+        "y": labelled["value"].to_numpy(bool).astype(np.int8),
     }
     if rows.empty:
         raise Refusal("JUDGE_EMPTY", f"no labelled row of the {site} site is in every arm", "Check ids and times")

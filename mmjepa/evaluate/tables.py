@@ -172,7 +172,7 @@ def write_scores(path: Path | str, table: ScoreTable, facts: dict[str, Any] | No
 def read_labels(folder: Path | str) -> pd.DataFrame:
     """Binary labels of one task in the MEDS label schema: every ``*.parquet`` under ``folder``, or one file.
 
-    Returns columns subject_id, prediction_time, boolean_value (nullable). The sidecar ``survival.parquet`` is not read.
+    Returns columns subject_id, prediction_time, value (nullable boolean). The sidecar ``survival.parquet`` is not read.
     Raises Refusal ``LABELS_MISSING``, ``LABELS_KIND``, ``TABLE_DUPLICATE``.
     """
     folder = Path(folder)
@@ -186,9 +186,7 @@ def read_labels(folder: Path | str) -> pd.DataFrame:
             raise Refusal("LABELS_KIND", f"{file} has no column boolean_value", "Only yes/no labels are judged")
         values = table["boolean_value"].to_pandas().astype("boolean")
         pieces.append(
-            pd.DataFrame(
-                {"subject_id": _integers(table), "prediction_time": _times(table), "boolean_value": values.array}
-            )
+            pd.DataFrame({"subject_id": _integers(table), "prediction_time": _times(table), "value": values.array})
         )
     labels = pd.concat(pieces, ignore_index=True)
     refuse_bad_keys(labels[["subject_id", "prediction_time"]], "label")
@@ -210,16 +208,21 @@ class Joined:
 
 
 def join(table: EmbeddingTable | ScoreTable, labels: pd.DataFrame) -> Joined:
-    """Join a table with labels on (subject_id, prediction_time), in the labels' order. Nothing is filled in."""
+    """Join a table with labels (subject_id, prediction_time, value) on the first two, in the labels' order.
+
+    Nothing is filled in. Raises Refusal ``LABELS_KIND`` when the values are not yes or no.
+    """
+    if "value" not in labels or not pd.api.types.is_bool_dtype(labels["value"]):
+        raise Refusal("LABELS_KIND", "the labels have no yes/no column 'value'", "Only yes/no labels are judged")
     keys = table.keys.assign(row=np.arange(len(table)))
-    wanted = labels[["subject_id", "prediction_time", "boolean_value"]].assign(label_row=np.arange(len(labels)))
+    wanted = labels[["subject_id", "prediction_time", "value"]].assign(label_row=np.arange(len(labels)))
     wanted["prediction_time"] = wanted["prediction_time"].to_numpy("datetime64[us]")
-    known = wanted[wanted["boolean_value"].notna().to_numpy()]
+    known = wanted[wanted["value"].notna().to_numpy()]
     both = known.merge(keys, on=["subject_id", "prediction_time"], how="inner")
     return Joined(
         both["row"].to_numpy(),
         both["label_row"].to_numpy(),
-        both["boolean_value"].to_numpy(bool).astype(np.int8),
+        both["value"].to_numpy(bool).astype(np.int8),
         {
             "labels_without_value": len(wanted) - len(known),
             "labels_without_row": len(known) - len(both),

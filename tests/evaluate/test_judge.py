@@ -27,7 +27,7 @@ def site(n=600, seed=0, first=0, width=6, split=True, sign=1.0):
         {
             "subject_id": ids,
             "prediction_time": at,
-            "boolean_value": pd.array(random.random(n) < 1 / (1 + np.exp(-eta)), dtype="boolean"),
+            "value": pd.array(random.random(n) < 1 / (1 + np.exp(-eta)), dtype="boolean"),
         }
     )
     return EmbeddingTable(ids, at, z, names), labels, ScoreTable(ids, at, eta, "log_odds")
@@ -77,7 +77,7 @@ def test_every_measure_of_every_arm_has_an_interval_around_it(result):
 def test_the_number_is_that_of_a_probe_fitted_by_hand():
     table, labels, _ = site()
     found = judge([Arm("a", table)], labels, draws=20)["sites"]["inside"]["arms"]["a"]["auroc"]["value"]
-    y, fit = labels["boolean_value"].to_numpy(bool), table.split != "held_out"
+    y, fit = labels["value"].to_numpy(bool), table.split != "held_out"
     probe = LinearProbe().fit(table.z[fit], y[fit], table.subject_id[fit])
     assert found == pytest.approx(roc_auc_score(y[~fit], probe.decision_function(table.z[~fit])))
 
@@ -97,7 +97,7 @@ def test_held_out_labels_and_the_outside_site_change_no_probe():
     base = judge(arms_of(inside, outside), inside[1], outside_labels=outside[1], draws=20)
     flipped = inside[1].copy()
     held = inside[0].split == "held_out"
-    flipped.loc[held, "boolean_value"] = ~flipped.loc[held, "boolean_value"]
+    flipped.loc[held, "value"] = ~flipped.loc[held, "value"]
     other = site(seed=9, first=50_000, split=False, sign=-1)
     again = judge(arms_of(inside, other), flipped, outside_labels=other[1], draws=20)
     assert base["arms"] == again["arms"]
@@ -119,7 +119,7 @@ def test_the_limited_subjects_are_the_same_for_every_arm_and_row_order_is_nothin
 def test_only_rows_that_every_arm_has_are_judged_and_the_rest_is_counted():
     table, labels, scores = site()
     part = EmbeddingTable(table.subject_id[50:], table.prediction_time[50:], table.z[50:], table.split[50:])
-    labels.loc[100, "boolean_value"] = pd.NA
+    labels.loc[100, "value"] = pd.NA
     found = judge([Arm("whole", table), Arm("part", part)], labels, draws=20)["sites"]["inside"]
     assert found["excluded"]["labels_without_row:part"] == 50
     assert found["excluded"]["labels_without_value"] == 1
@@ -129,8 +129,8 @@ def test_only_rows_that_every_arm_has_are_judged_and_the_rest_is_counted():
 
 def test_shuffled_labels_give_half():
     table, labels, _ = site(n=3000)
-    values = labels["boolean_value"].to_numpy(bool)
-    labels["boolean_value"] = pd.array(np.random.default_rng(5).permutation(values), dtype="boolean")
+    values = labels["value"].to_numpy(bool)
+    labels["value"] = pd.array(np.random.default_rng(5).permutation(values), dtype="boolean")
     found = judge([Arm("a", table)], labels, draws=200)["sites"]["inside"]["arms"]["a"]["auroc"]
     error = (found["interval"][1] - found["interval"][0]) / 3.92
     assert abs(found["value"] - 0.5) < 3 * error
@@ -147,7 +147,7 @@ def test_a_table_without_split_gets_one_by_subject_and_says_so():
 
 def test_bad_requests_are_refused():
     table, labels, scores = site()
-    one = labels.assign(boolean_value=pd.array([True] * 600, dtype="boolean"))
+    one = labels.assign(value=pd.array([True] * 600, dtype="boolean"))
     late = labels.assign(prediction_time=TIME + np.timedelta64(1, "us"))
     assert code_of(judge, [Arm("a", table), Arm("a", table)], labels) == "JUDGE_ARMS"
     assert code_of(judge, [Arm("a", table)], labels, reference="b") == "JUDGE_ARMS"
@@ -164,7 +164,9 @@ def test_files_are_judged_as_tables_are(tmp_path):
         write_embeddings(tmp_path / f"{name}.parquet", table)
         write_scores(tmp_path / f"{name}-oracle.parquet", scores)
         (tmp_path / name).mkdir()
-        labels.astype({"boolean_value": bool}).to_parquet(tmp_path / name / "0.parquet")
+        labels.rename(columns={"value": "boolean_value"}).astype({"boolean_value": bool}).to_parquet(
+            tmp_path / name / "0.parquet"
+        )
     arguments = {"outside": tmp_path / "out.parquet", "outside_labels": tmp_path / "out", "draws": 50}
     oracles = {"oracle": tmp_path / "in-oracle.parquet", "outside_oracle": tmp_path / "out-oracle.parquet"}
     found = evaluate_files(

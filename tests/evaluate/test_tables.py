@@ -139,7 +139,7 @@ def test_scores_keep_their_kind_and_probabilities_become_log_odds(tmp_path):
 
 
 def labels(ids, at, values):
-    return pd.DataFrame({"subject_id": ids, "prediction_time": at, "boolean_value": pd.array(values, dtype="boolean")})
+    return pd.DataFrame({"subject_id": ids, "prediction_time": at, "value": pd.array(values, dtype="boolean")})
 
 
 def test_join_counts_what_it_leaves_out():
@@ -155,7 +155,7 @@ def test_labels_of_a_folder_are_read_together_without_the_survival_sidecar(tmp_p
     for name, ids in {"0.parquet": [1, 2], "deep/1.parquet": [3], "survival.parquet": [9]}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         frame = labels(ids, [DAY] * len(ids), [True] * len(ids))
-        frame.astype({"boolean_value": bool}).to_parquet(tmp_path / name)
+        frame.rename(columns={"value": "boolean_value"}).astype({"boolean_value": bool}).to_parquet(tmp_path / name)
     assert sorted(read_labels(tmp_path)["subject_id"]) == [1, 2, 3]
     assert code_of(read_labels, tmp_path / "nothing") == "LABELS_MISSING"
     pq.write_table(pa.table(columns()), tmp_path / "0.parquet")
