@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels import get_decoder
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from mmjepa.ct.volume import to_hu
@@ -245,7 +246,11 @@ def read_hu(part: Slice, place: int, rescale: tuple[float, float] | None) -> tup
     try:
         content = part.path.read_bytes()
         with quiet():
-            raw = pixel_array(BytesIO(content))
+            data = pydicom.dcmread(BytesIO(content), force=True)
+            if not part.syntax:  # a bare data set: its voxels can only be uncompressed
+                data.file_meta = FileMetaDataset()
+                data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            raw = data.pixel_array
     except MemoryError:
         raise
     except Exception:  # every decoder has errors of its own

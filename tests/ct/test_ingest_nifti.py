@@ -1,0 +1,160 @@
+"""What a NIfTI folder with its images.csv becomes."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mmjepa.ct.ingest import ingest_images
+from mmjepa.ct.store import VolumeStore
+from mmjepa.identity import Crosswalk
+from mmjepa.refusal import Refusal
+
+SALT = "a salt for tests"
+AFFINE = np.array([[-0.7, 0, 0, 30], [0, 0.7, 0, -12], [0, 0, 2.5, 5], [0, 0, 0, 1]])
+HU = np.random.default_rng(0).integers(-1000, 1000, (9, 8, 7)).astype(np.int16)
+
+
+def nifti(values=HU, affine=AFFINE, code=1):
+    image = nib.Nifti1Image(values, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code)
+    image.set_qform(None, 0)
+    return image
+
+
+def write(tmp_path, *images, names=None, rows=None):
+    source = tmp_path / "source"
+    (source / "scans").mkdir(parents=True)
+    names = names or [f"scans/{n}.nii.gz" for n in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        nib.save(image, source / name)
+    rows = rows if rows is not None else [f"{name},P{n},2021-02-03T04:05:06" for n, name in enumerate(names)]
+    (source / "images.csv").write_text("\n".join(["file,patient_id,time", *rows]) + "\n")
+    return source
+
+
+def ingest(tmp_path, **options):
+    return ingest_images(tmp_path / "source", tmp_path / "out", crosswalk=Crosswalk.none(SALT), **options)
+
+
+@pytest.mark.parametrize("name", ["scans/a.nii", "scans/a.nii.gz"])
+def test_a_volume_is_read_as_nibabel_reads_it_closest_to_ras(tmp_path, name):
+    source = write(tmp_path, nifti(), names=[name])
+    assert ingest(tmp_path)["accepted"] == 1
+    store = VolumeStore(tmp_path / "out")
+    image_id = Crosswalk.none(SALT).image_id(name)
+    theirs = nib.as_closest_canonical(nib.load(source / name))
+    np.testing.assert_array_equal(store.hu(image_id), theirs.get_fdata())
+    np.testing.assert_allclose(store.affine(image_id), theirs.affine, atol=1e-5)
+    assert store.spacing_mm(image_id) == pytest.approx((0.7, 0.7, 2.5))
+    assert store.index["time"].notna().all()
+
+
+def test_a_scaled_file_is_read_with_its_scale(tmp_path):
+    image = nifti((HU.astype(float) / 3).astype(np.float32))
+    image.set_data_dtype(np.int16)
+    write(tmp_path, image)
+    assert ingest(tmp_path)["accepted"] == 1
+    store = VolumeStore(tmp_path / "out")
+    np.testing.assert_allclose(store.hu(store.index.image_id[0])[::-1], HU / 3, atol=0.6)
+
+
+def nan(values):
+    values = values.astype(np.float32)
+    values[1, 2, 3] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("image", "code"),
+    [
+        (nifti(code=0), "NII_NO_AFFINE"),
+        (nifti(affine=np.diag([1e-9, 1, 1, 1])), "NII_BAD_SPACING"),
+        (nifti(nan(HU)), "NII_NONFINITE"),
+        (nifti(HU[..., 0]), "NII_NOT_3D"),
+        (nifti(HU[..., None].repeat(2, 3)), "NII_NOT_3D"),
+        (nifti(HU[..., :2]), "CT_TOO_FEW_SLICES"),
+        (nifti(HU + np.int16(1024)), "NII_HU_UNKNOWN"),
+        (nifti(np.full((9, 8, 7), -900, np.int16)), "CT_CONSTANT"),
+        (nifti(affine=AFFINE + 0.3 * np.eye(4, k=2)), "CT_GANTRY_TILT"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_code_and_stops_no_other(tmp_path, image, code):
+    write(tmp_path, nifti(), image)
+    manifest = ingest(tmp_path)
+    assert (manifest["accepted"], manifest["refused"]) == (1, {code: 1})
+
+
+def test_truncated_and_false_files_are_refused_not_skipped(tmp_path):
+    source = write(tmp_path, nifti(), nifti(), nifti(), names=["a.nii", "b.nii.gz", "c.nii"])
+    for name in ("a.nii", "b.nii.gz"):
+        (source / name).write_bytes((source / name).read_bytes()[:500])
+    (source / "c.nii").write_bytes(b"not an image")
+    manifest = ingest(tmp_path)
+    assert (manifest["accepted"], manifest["refused"]) == (0, {"NII_UNREADABLE": 3})
+
+
+def test_a_file_is_known_by_content_not_by_name(tmp_path):
+    source = write(tmp_path, nifti(), rows=["scan-one,P1,"])
+    (source / "scans/0.nii.gz").rename(source / "scan-one")
+    manifest = ingest(tmp_path)
+    assert manifest["accepted"] == 1
+    assert manifest["volumes"][0]["flags"] == ["CT_NO_TIME"]
+
+
+def test_values_said_to_be_hu_are_taken(tmp_path):
+    write(tmp_path, nifti(HU + np.int16(1024)))
+    assert ingest(tmp_path, nifti_hu="as-is")["accepted"] == 1
+
+
+def test_without_a_table_or_a_row_the_refusal_names_the_columns(tmp_path):
+    source = write(tmp_path, nifti(), nifti(), rows=["scans/0.nii.gz,P0,"])
+    manifest = ingest(tmp_path)
+    assert manifest["refused"] == {"CT_SUBJECT_MISSING": 1}
+    (source / "images.csv").unlink()
+    manifest = ingest_images(source, tmp_path / "out2", crosswalk=Crosswalk.none(SALT))
+    assert manifest["refused"] == {"CT_SUBJECT_MISSING": 2}
+    assert "file,patient_id,time" in manifest["volumes"][0]["hint"]
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2021-02-03", "2021-02-03T04:05:06+01:00"])
+def test_a_time_that_is_no_local_date_and_time_is_refused(tmp_path, time):
+    write(tmp_path, nifti(), rows=[f"scans/0.nii.gz,P0,{time}"])
+    manifest = ingest(tmp_path)
+    assert manifest["refused"] == {"NII_TIME": 1}
+    assert time not in str(manifest)
+
+
+def test_a_row_without_a_file_is_refused_not_lost(tmp_path):
+    write(tmp_path, nifti(), rows=["scans/0.nii.gz,P0,", "scans/gone.nii.gz,P1,", "../out.nii,P2,"])
+    assert ingest(tmp_path)["refused"] == {"NII_FILE_MISSING": 2}
+
+
+@pytest.mark.parametrize(
+    ("table", "code"),
+    [
+        ("file,patient\na,b\n", "IMAGES_CSV_COLUMNS"),
+        ("file,patient_id,time\na.nii,P1,\n./a.nii,P2,\n", "IMAGES_CSV_DUPLICATE"),
+    ],
+)
+def test_a_bad_table_is_refused(tmp_path, table, code):
+    source = write(tmp_path, nifti())
+    (source / "images.csv").write_text(table)
+    with pytest.raises(Refusal, match=code):
+        ingest(tmp_path)
+
+
+def test_a_second_run_decodes_nothing_again(tmp_path, monkeypatch):
+    write(tmp_path, nifti())
+    ingest(tmp_path)
+    monkeypatch.setattr("mmjepa.ct.nifti.read_volume", None)
+    assert ingest(tmp_path)["unchanged"] == 1
+
+
+def test_a_gzip_that_is_no_nifti_is_skipped(tmp_path):
+    source = write(tmp_path, nifti())
+    (source / "notes.gz").write_bytes(gzip.compress(b"notes" * 200))
+    manifest = ingest(tmp_path)
+    assert (manifest["accepted"], manifest["skipped"]) == (1, {"CT_NOT_DICOM": 1})

@@ -1,0 +1,145 @@
+"""The store, its crops, windows and other voxel sizes."""
+
+import pickle
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjepa.ct.ingest import ingest_images
+from mmjepa.ct.resample import crop_mm, resample_hu, triangle_weights
+from mmjepa.ct.store import AIR_HU, VolumeStore
+from mmjepa.ct.window import windowed
+from mmjepa.identity import Crosswalk
+from mmjepa.refusal import Refusal
+
+SHAPE, SPACING = (12, 10, 6), (1.0, 1.0, 4.0)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """One volume whose HU are -900 + 10 x + 20 y + 8 z: linear in every axis."""
+    folder = tmp_path_factory.mktemp("store")
+    x, y, z = np.indices(SHAPE)
+    image = nib.Nifti1Image((-900 + 10 * x + 20 * y + 8 * z).astype(np.int16), np.diag([*SPACING, 1.0]))
+    (folder / "source").mkdir()
+    nib.save(image, folder / "source" / "a.nii")
+    (folder / "source" / "images.csv").write_text("file,patient_id,time\na.nii,P1,\n")
+    ingest_images(folder / "source", folder / "cohort", crosswalk=Crosswalk.none("a salt for tests"))
+    return folder / "cohort"
+
+
+@pytest.fixture
+def store(cohort):
+    return VolumeStore(cohort)
+
+
+@pytest.fixture
+def image_id(store):
+    return store.index["image_id"][0]
+
+
+def test_the_store_travels_to_a_worker_and_its_maps_are_read_only(store, image_id):
+    again = pickle.loads(pickle.dumps(store))
+    np.testing.assert_array_equal(again.hu(image_id), store.hu(image_id))
+    assert again.fingerprint == store.fingerprint
+    assert isinstance(store.hu(image_id), np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        store.hu(image_id)[0, 0, 0] = 1
+
+
+def test_what_is_missing_torn_or_unknown_is_refused(tmp_path, cohort, image_id):
+    import shutil
+
+    with pytest.raises(Refusal, match="INDEX_MISSING"):
+        VolumeStore(tmp_path)
+    shutil.copytree(cohort, tmp_path / "copy")
+    store = VolumeStore(tmp_path / "copy")
+    with pytest.raises(Refusal, match="IMAGE_UNKNOWN"):
+        store.hu("../../etc/passwd")
+    path = tmp_path / "copy/ct/volumes" / f"{image_id}.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(Refusal, match="CACHE_TORN"):
+        store.hu(image_id)
+    (tmp_path / "copy/ct/index.parquet").write_bytes(b"no parquet")
+    with pytest.raises(Refusal, match="INDEX_BROKEN"):
+        VolumeStore(tmp_path / "copy")
+
+
+@given(
+    size=st.tuples(*[st.integers(1, 15)] * 3),
+    centre=st.tuples(*[st.floats(-0.5, n - 0.5) for n in SHAPE]),
+)
+def test_a_crop_is_the_volume_where_there_is_one_and_air_elsewhere(cohort, size, centre):
+    store = VolumeStore(cohort)
+    image_id = store.index["image_id"][0]
+    padded = np.pad(store.hu(image_id), 20, constant_values=AIR_HU)
+    start = [int(np.floor(c - (s - 1) / 2 + 0.5)) + 20 for c, s in zip(centre, size, strict=True)]
+    expected = padded[tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))]
+    np.testing.assert_array_equal(store.crop_hu(image_id, size, centre), expected)
+
+
+def test_a_crop_around_nothing_is_refused(store, image_id):
+    with pytest.raises(Refusal, match="CROP_OUTSIDE"):
+        store.crop_hu(image_id, (2, 2, 2), (50.0, 0.0, 0.0))
+
+
+def test_a_point_in_mm_finds_its_voxel(store, image_id):
+    assert store.voxel(image_id, (3.0, 4.5, 8.0)) == pytest.approx((3.0, 4.5, 2.0))
+
+
+def test_windows_are_channels_between_0_and_1():
+    hu = np.array([[[-3000, -1000, -600, 0, 600, 3071]]], dtype=np.int16)
+    out = windowed(hu, ("wide", "lung", "dsb"))
+    assert out.dtype == np.float32
+    assert out.shape == (3, 1, 1, 6)
+    np.testing.assert_allclose(out[0, 0, 0], [0, 0, 0.2, 0.5, 0.8, 1], rtol=1e-6)
+    np.testing.assert_allclose(out[1, 0, 0, 1:3], [350 / 1500, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(out[2, 0, 0, 3:5], [1200 / 1800, 1], rtol=1e-6)
+    with pytest.raises(Refusal, match="WINDOW_UNKNOWN"):
+        windowed(hu, ("bone",))
+
+
+def test_resampling_keeps_a_linear_ramp_and_says_its_true_spacing():
+    volume = np.arange(0, 900, 9, dtype=np.int16)[:, None, None] + np.zeros((1, 7, 7), np.int16)
+    out, spacing = resample_hu(volume, (1.0, 1.0, 1.0), (0.6, 2.0, 1.0))
+    assert out.shape == (167, 4, 7)
+    assert spacing == pytest.approx((100 / 167, 7 / 4, 1.0))
+    places_mm = (np.arange(167) + 0.5) * spacing[0]
+    np.testing.assert_allclose(out[3:-3, 0, 0], ((places_mm - 0.5) * 9)[3:-3], atol=0.51)
+
+
+def test_taking_voxels_away_averages_and_does_not_alias():
+    checker = np.where(np.indices((32, 32, 8)).sum(0) % 2, 1000, -1000).astype(np.int16)
+    out, _ = resample_hu(checker, (1.0, 1.0, 1.0), (4.0, 4.0, 4.0))
+    assert np.abs(out).max() < 150
+
+
+def test_the_same_spacing_changes_nothing():
+    volume = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype(np.int16)
+    out, spacing = resample_hu(volume, (0.646, 0.646, 8.0), (0.646, 0.646, 8.0))
+    np.testing.assert_array_equal(out, volume)
+    assert spacing == (0.646, 0.646, 8.0)
+    with pytest.raises(Refusal, match="SPACING_INVALID"):
+        resample_hu(volume, (1.0, 1.0, 1.0), (1.0, 0.0, 1.0))
+
+
+def test_a_crop_in_mm_has_exactly_its_spacing_and_air_beyond_the_volume(store, image_id):
+    crop = crop_mm(store, image_id, (6, 6, 8), (1.0, 1.0, 1.0), (5.5, 4.5, 2.5))
+    x, y, z = np.arange(6) + 3.0, np.arange(6) + 2.0, (np.arange(8) - 3.5) / 4 + 2.5
+    ramp = -900 + 10 * x[:, None, None] + 20 * y[:, None] + 8 * z
+    np.testing.assert_allclose(crop, ramp, atol=0.51)
+    wide = crop_mm(store, image_id, (40, 10, 6), (1.0, 1.0, 4.0))
+    np.testing.assert_array_equal(wide[14:26], store.hu(image_id))
+    assert (wide[:14] == AIR_HU).all()
+    assert (wide[26:] == AIR_HU).all()
+
+
+@given(n=st.integers(1, 20), step=st.floats(0.05, 12), start=st.floats(-30, 30))
+def test_weights_sum_to_one_inside_and_to_nothing_outside(n, step, start):
+    places = start + np.arange(8) * step
+    sums = triangle_weights(places, n, step).sum(axis=1)
+    inside = (places >= -0.5) & (places <= n - 0.5)
+    np.testing.assert_allclose(sums, inside.astype(float), atol=1e-9)
