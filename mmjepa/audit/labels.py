@@ -35,7 +35,7 @@ class Task:
         binary = table["value"].dtype == bool
         return cls(
             name=name,
-            subject=pd.Index(events.subjects).get_indexer(table["subject_id"]).astype(np.int64),
+            subject=pd.Index(events.subjects).get_indexer(pd.Index(table["subject_id"])).astype(np.int64),
             t_us=table["prediction_time"].to_numpy("datetime64[us]").astype(np.int64),
             y=table["value"].to_numpy(float) if binary else np.full(len(table), np.nan),
             subject_id=table["subject_id"].to_numpy(np.int64),

@@ -79,7 +79,7 @@ def _randomised(record: pd.DataFrame, late: np.ndarray, draw: np.random.Generato
     changed, source = record.copy(), draw.integers(len(record), size=int(late.sum()))
     changed.loc[late, "code"] = record["code"].to_numpy()[source]
     values = record["numeric_value"].to_numpy(float)[source] * draw.uniform(-2, 2, len(source))
-    changed.loc[late, "numeric_value"] = values.astype(record["numeric_value"].dtype)
+    changed.loc[late, "numeric_value"] = pd.Series(values).astype(record["numeric_value"].dtype).to_numpy()
     return changed
 
 

@@ -61,7 +61,8 @@ def _of_task(cohort: Cohort, name: str, events: Events) -> list[Finding]:
 
 def _with_place(cohort: Cohort, name: str) -> pd.DataFrame:
     """The labels with ``place``, the row's position in the files, which reading them sorts away."""
-    key = ["subject_id", "prediction_time"]
+    known, key = cohort.labels(name), ["subject_id", "prediction_time"]
     files = [path for path in sorted((cohort.labels_folder / name).rglob("*.parquet")) if path.name != SURVIVAL_FILE]
     raw = pd.concat([pd.read_parquet(path, columns=key) for path in files], ignore_index=True)
-    return cohort.labels(name).merge(raw.assign(place=range(len(raw))), on=key, validate="one_to_one")
+    raw = raw.astype({"subject_id": "int64", "prediction_time": known["prediction_time"].dtype})
+    return known.merge(raw.assign(place=range(len(raw))), on=key, validate="one_to_one")

@@ -83,14 +83,14 @@ def _presence(events: Events, rows: Rows) -> pd.DataFrame:
         seen = np.full((len(people), CHUNK), NEVER)
         seen[np.searchsorted(people, subject[low:high]), code[low:high] - start] = first[low:high]
         present = seen[row_of] <= rows.t_us[:, None]
-        varies = present.any(axis=0) & ~present.all(axis=0)
-        present = present[:, varies]
-        auroc, p = grouped_auroc(present, rows) if enough and varies.any() else np.full((2, varies.sum()), np.nan)
+        varying = np.flatnonzero(present.any(axis=0) & ~present.all(axis=0))
+        present = present[:, varying]
+        auroc, p = grouped_auroc(present, rows) if enough and len(varying) else np.full((2, len(varying)), np.nan)
         match = present == (rows.y == 1)[:, None]
         tables.append(
             pd.DataFrame(
                 {
-                    "code": events.vocabulary[start : start + CHUNK][varies[: len(events.vocabulary) - start]],
+                    "code": events.vocabulary[start + varying],
                     "kind": "presence",
                     "auroc": auroc,
                     "p": p,
