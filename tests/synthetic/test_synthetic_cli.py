@@ -1,0 +1,97 @@
+"""The command line of the synthetic world."""
+
+import ast
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import synthetic
+from synthetic.cli import main
+
+
+def test_json_is_the_only_line_on_standard_output(tmp_path, capsys):
+    assert main(["generate", "--patients", "2", "--out", str(tmp_path / "w"), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert json.loads(out) | {"positives": 0, "ehr_rows": 0} == {
+        **{"out": str(tmp_path / "w"), "preset": "li2025", "site": "internal", "seed": 0, "patients": 2, "images": 2},
+        **{"positives": 0, "ehr_rows": 0, "image_format": "nifti"},
+    }
+
+
+def test_the_oracle_prints_both_sites(capsys):
+    assert main(["oracle", "--patients", "500", "--seeds", "1"]) == 0
+    assert "env_bayes_both" in capsys.readouterr().out
+    assert main(["oracle", "--patients", "500", "--seeds", "2", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (
+        result["sites"]["internal"]["env_bayes_both"]["mean"] > result["sites"]["external"]["source_bayes_both"]["mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["generate"],
+        ["generate", "--out", "x", "--patients", "many"],
+        ["generate", "--out", "x", "--site", "mars"],
+        ["generate", "--out", "x", "--patients", "0"],
+        ["oracle", "--seeds", "0"],
+        ["oracle", "--preset", "none"],
+        ["bake"],
+    ],
+)
+def test_bad_arguments_end_with_code_2_and_one_line(line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(line)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_leaves_nothing_behind(workers, tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "synthetic",
+        "generate",
+        "--patients",
+        "100000",
+        "--workers",
+        workers,
+        "--out",
+        str(tmp_path / "w"),
+    ]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, cwd=Path(synthetic.__file__).parents[1])
+    while not list(tmp_path.glob(".w.*/images/*.nii")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert b"interrupted" in process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_world_imports_no_model_room():
+    allowed = {"mmjepa.refusal", "mmjepa.files", "mmjepa.progress"}
+    for path in Path(synthetic.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            assert all(name in allowed for name in names if name.startswith("mmjepa")), path.name
