@@ -90,7 +90,7 @@ def catalogue(seed: int, names: list[str]) -> Catalogue:
         loading=loading,
         at_discharge=np.array([code.startswith("DIAGNOSIS") for code, _ in entries]),
         labs=[f"LAB//L{i:02d}//{lab[1]}" for i, lab in enumerate(labs)],
-        lab_descriptions=[f"{lab[0]} in blood ({lab[1]})" for lab in labs],
+        lab_descriptions=[f"{lab[0]} in blood" for lab in labs],
         lab_mean=np.array([float(lab[2]) for lab in labs]),
         lab_sd=np.array([float(lab[3]) for lab in labs]),
         lab_loading=_sparse_loading(draw, lab_entries, lab_count, width),

@@ -80,7 +80,7 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
     say(
         f"{result['out']}: {result['patients']} patients, {result['positives']} with cancer, {result['ehr_rows']} record rows"
     )
-    say(f"Next: mmjepa ingest {result['out']}")
+    say(f"Next: mmjepa ingest {result['out']} --out COHORT")
     return result
 
 

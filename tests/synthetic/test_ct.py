@@ -63,6 +63,14 @@ def test_the_care_pathway_leaves_the_nodule_alone():
     assert (ct.render(without, 0, 3) == ct.render(with_contrast, 0, 3)).all()
 
 
+def test_contrast_raises_the_vessels_by_150_hu():
+    still = row() | {"noise_factor": 0, "vessels": 6, "vessel_factor": 2.0, "diameter_mm": 4}
+    plain, bright = (ct.render(still | {"contrast": on}, 0, 5).astype(int) for on in (False, True))
+    assert 140 < (bright - plain).max() < 165
+    assert (bright - plain).min() > -15
+    assert plain.max() < 60
+
+
 def test_contrast_and_thin_slices_follow_the_pathway():
     many = ct.parameters(
         np.zeros((2000, len(NAMES))) + 2.0 * (np.array(NAMES) == "c1"), NAMES, uniforms(0, "p", 0, 2000, 3)
