@@ -1,0 +1,153 @@
+"""From a source folder to a cohort: what is found where, what is refused, what a second run does."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mmjepa import cli
+from mmjepa import ingest as room
+from mmjepa.cohort import Cohort
+from mmjepa.ingest import ingest
+from mmjepa.refusal import Refusal
+
+T = pd.Timestamp("2150-01-01")
+
+
+def meds_root(folder: Path, value: float = 1.0) -> Path:
+    """Three subjects, two rows each."""
+    for part in ("data", "metadata"):
+        (folder / part).mkdir(parents=True)
+    rows = [(s, T + pd.Timedelta(hours=h), "LAB//0", value) for s in (1, 2, 3) for h in range(2)]
+    events = pd.DataFrame(rows, columns=["subject_id", "time", "code", "numeric_value"]).astype(
+        {"numeric_value": "float32"}
+    )
+    events.to_parquet(folder / "data" / "0.parquet", index=False)
+    pd.DataFrame({"code": ["LAB//0"]}).to_parquet(folder / "metadata" / "codes.parquet", index=False)
+    return folder
+
+
+def source_folder(folder: Path) -> Path:
+    meds_root(folder / "ehr")
+    (folder / "labels" / "death").mkdir(parents=True)
+    labels = pd.DataFrame({"subject_id": [1, 2], "prediction_time": [T, T], "boolean_value": [True, False]})
+    labels.to_parquet(folder / "labels" / "death" / "0.parquet", index=False)
+    return folder
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """The image reader's calls; images of subjects 2, 3 and 9 are found."""
+    calls = []
+
+    def fake(source: Path, out: Path, *, crosswalk, workers: int) -> dict:
+        calls.append({"source": source, "paired": crosswalk.paired, "workers": workers})
+        (out / "ct").mkdir(parents=True, exist_ok=True)
+        pd.DataFrame({"subject_id": [2, 3, 3, 9]}).to_parquet(out / "ct" / "index.parquet")
+        return {"accepted": 4, "volumes": ["long"], "settings": {}}
+
+    monkeypatch.setattr(room, "ingest_images", fake)
+    return calls
+
+
+def test_a_source_folder_becomes_a_cohort_with_labels_and_store(tmp_path):
+    result = ingest(source_folder(tmp_path / "source"), tmp_path / "cohort")
+    cohort = Cohort.open(tmp_path / "cohort")
+    assert result["ehr"]["labels"] == {"death": 2} == {task: len(cohort.labels(task)) for task in cohort.tasks}
+    assert (result["store"]["subjects"], result["store"]["events"], result["ct"]) == (3, 6, None)
+    assert (tmp_path / "cohort" / "store" / "store.json").is_file()
+
+
+def test_a_bare_meds_root_and_records_named_apart_give_the_same_cohort(tmp_path):
+    root = meds_root(tmp_path / "meds")
+    one = ingest(root, tmp_path / "one")
+    two = ingest(None, tmp_path / "two", ehr=root)
+    assert one["store"] == two["store"]
+
+
+def test_a_second_run_changes_nothing_and_reads_nothing_again(tmp_path, monkeypatch):
+    source = source_folder(tmp_path / "source")
+    first = ingest(source, tmp_path / "cohort")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cohort").rglob("*") if path.is_file()}
+    monkeypatch.setattr(room, "ingest_meds", None)
+    monkeypatch.setattr(room, "sha256", None)  # files linked on the same disk are not even hashed
+    second = ingest(source, tmp_path / "cohort")
+    assert second["ehr"] == {"unchanged": True}
+    assert second["store"] == first["store"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cohort").rglob("*") if path.is_file()}
+
+
+def test_an_ingest_stopped_before_the_labels_goes_on(tmp_path):
+    source = source_folder(tmp_path / "source")
+    ingest(source, tmp_path / "cohort")
+    shutil.rmtree(tmp_path / "cohort" / "labels")
+    ingest(source, tmp_path / "cohort")
+    assert Cohort.open(tmp_path / "cohort").tasks == ["death"]
+
+
+def test_other_records_or_labels_are_never_laid_over_a_cohort(tmp_path):
+    source = source_folder(tmp_path / "source")
+    ingest(source, tmp_path / "cohort")
+    with pytest.raises(Refusal, match="OUTPUT_EXISTS"):
+        ingest(meds_root(tmp_path / "other", value=2.0), tmp_path / "cohort")
+    (source / "labels" / "more").mkdir()
+    shutil.copy(source / "labels" / "death" / "0.parquet", source / "labels" / "more")
+    with pytest.raises(Refusal, match="other labels"):
+        ingest(source, tmp_path / "cohort")
+
+
+def test_images_are_found_by_their_folder_and_counted_with_the_records(tmp_path, images):
+    source = source_folder(tmp_path / "source")
+    for part in ("images", "identity"):
+        (source / part).mkdir()
+    (source / "identity" / "crosswalk.csv").write_text("patient_id,subject_id,date_shift_days\nA,2,0\n")
+    (source / "identity" / "salt.txt").write_text("0123456789")
+    result = ingest(source, tmp_path / "cohort", workers=2)
+    assert images == [{"source": source / "images", "paired": True, "workers": 2}]
+    assert result["ct"] == {"accepted": 4}
+    assert (result["subjects_with_both"], result["notes"]) == (2, [])
+
+
+def test_without_a_crosswalk_the_salt_stays_beside_the_cohort_and_a_note_says_what_is_lost(tmp_path, images):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "a.dcm").touch()
+    result = ingest(tmp_path / "scans", tmp_path / "cohort")
+    assert images == [{"source": tmp_path / "scans", "paired": False, "workers": 1}]
+    assert "cannot be paired" in result["notes"][0]
+    assert (tmp_path / "cohort.salt.txt").is_file()
+    assert not list((tmp_path / "cohort").rglob("*salt*"))
+
+
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda path: path.write_text("x"), "OUT_NOT_COHORT"),
+        (lambda path: (path / "photos").mkdir(parents=True), "OUT_NOT_COHORT"),
+        (lambda path: [(path / part).mkdir(parents=True) for part in ("ehr", "images")], "OUT_NOT_COHORT"),
+    ],
+)
+def test_an_out_that_is_not_a_cohort_is_refused_and_left_alone(tmp_path, make, code):
+    make(tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Refusal, match=code):
+        ingest(meds_root(tmp_path.parent / f"{tmp_path.name}-meds"), tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_arguments_are_refused(tmp_path):
+    root = meds_root(tmp_path / "meds")
+    with pytest.raises(Refusal, match="SOURCE_EMPTY"):
+        ingest(None, tmp_path / "cohort")
+    with pytest.raises(Refusal, match="SOURCE_MISSING"):
+        ingest(tmp_path / "nowhere", tmp_path / "cohort")
+    with pytest.raises(Refusal, match="OUT_IN_SOURCE"):
+        ingest(root, root / "cohort")
+    with pytest.raises(Refusal, match="WORKERS"):
+        ingest(root, tmp_path / "cohort", workers=0)
+
+
+@pytest.mark.real_data
+def test_a_real_chest_ct_is_ingested_from_the_command_line(data_folder, tmp_path, capsys):
+    assert cli.main(["ingest", str(data_folder / "chest_ct"), "--out", str(tmp_path / "cohort")]) == 0
+    assert "accepted: 2" in capsys.readouterr().err
