@@ -128,12 +128,17 @@ def _model_verbs(verbs: Any) -> None:
         _evaluate,
         "judge an embedding table, ours or any other, against labels",
         "Fits probes on the train split, tunes on tuning, reports on held_out with intervals by subject, beside baselines.",
-        "mmjepa evaluate embeddings.parquet --labels cohort/labels/mortality --out results.json",
-        "metrics with intervals for every task, and the collapse panel",
+        "mmjepa evaluate embeddings.parquet --labels cohort/labels/mortality --json > results.json",
+        "every measure with its interval, the trivial baseline and the collapse panel",
+        show=_show_evaluation,
     )
     evaluate.add_argument("embeddings", type=Path, help="parquet with subject_id, prediction_time and z")
     evaluate.add_argument("--labels", type=Path, required=True, help="a folder of MEDS label files")
-    evaluate.add_argument("--out", type=Path, help="write the results here as JSON too")
+    evaluate.add_argument("--outside", type=Path, help="the embedding table of another site, which tunes nothing")
+    evaluate.add_argument("--outside-labels", type=Path, help="the label folder of that site")
+    evaluate.add_argument("--train-limit", type=int, metavar="N", help="labelled subjects the probes may see (all)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
+    evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap over subjects (default 2000)")
 
     rollout = _verb(
         verbs,
@@ -223,9 +228,9 @@ def _doctor(options: argparse.Namespace) -> Result:
 
 
 def _pretrain(options: argparse.Namespace) -> Result:
-    from mmjepa.pretrain import pretrain
+    from mmjepa.pretrain import pretrain, read_config
 
-    return pretrain(options.config, options.overrides)
+    return pretrain(read_config(options.config, options.overrides))
 
 
 def _embed(options: argparse.Namespace) -> Result:
@@ -237,7 +242,15 @@ def _embed(options: argparse.Namespace) -> Result:
 def _evaluate(options: argparse.Namespace) -> Result:
     from mmjepa.evaluate.judge import evaluate_files
 
-    return evaluate_files(options.embeddings, options.labels, out=options.out)
+    return evaluate_files(
+        options.embeddings,
+        options.labels,
+        outside=options.outside,
+        outside_labels=options.outside_labels,
+        train_limit=options.train_limit,
+        seed=options.seed,
+        draws=options.draws,
+    )
 
 
 def _rollout(options: argparse.Namespace) -> Result:
@@ -258,6 +271,19 @@ def _show_audit(result: Mapping[str, Any]) -> None:
         if finding["verdict"] in ("warn", "fail"):
             print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)
     print(f"verdict: {result['verdict']}", file=sys.stderr)
+
+
+def _show_evaluation(result: Mapping[str, Any]) -> None:
+    for site, found in result["sites"].items():
+        print(
+            f"{site}: {found['rows']} rows, {found['subjects']} subjects, {found['positives']} positive",
+            file=sys.stderr,
+        )
+        for arm, measures in found["arms"].items():
+            auroc = measures["auroc"]
+            low, high = auroc["interval"] or (float("nan"), float("nan"))
+            print(f"  {arm}: AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr)
+    print(f"intervals: {result['interval']}; trivial AUROC 0.5. --json prints every measure", file=sys.stderr)
 
 
 def _show_doctor(result: Mapping[str, Any]) -> None:

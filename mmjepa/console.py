@@ -49,7 +49,9 @@ def _outcome(function: Callable[[], Result], debug: bool) -> tuple[Mapping[str, 
         if isinstance(error, OSError):
             error = _from_system(error)
         if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("mmjepa"):
-            error = Refusal("PACKAGE_MISSING", f"the package {error.name} is not installed", "`mmjepa doctor` says which")
+            error = Refusal(
+                "PACKAGE_MISSING", f"the package {error.name} is not installed", "`mmjepa doctor` says which"
+            )
         return _refused(error) if isinstance(error, Refusal) else _fault(error)
     result, code = value if isinstance(value, tuple) else (value, 0)
     return result or {}, code
@@ -111,9 +113,13 @@ def _plain(value: Any) -> Any:
 def show_mapping(result: Mapping[str, Any], indent: int = 0) -> None:
     """Print a result for people on standard error, one line a value."""
     for key, value in result.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             print(f"{' ' * indent}{key}:", file=sys.stderr)
             show_mapping(value, indent + 2)
+        elif isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            for n, item in enumerate(value, start=1):
+                show_mapping({f"{key} {n}": item}, indent)
         else:
-            shown = f"{value:.4g}" if isinstance(value, float) else value
+            text = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            shown = f"{text:.4g}" if isinstance(text, float) else "none" if text in (None, "", {}) else text
             print(f"{' ' * indent}{key}: {shown}", file=sys.stderr)

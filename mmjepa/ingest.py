@@ -16,6 +16,7 @@ from mmjepa.identity import Crosswalk, salt_at
 from mmjepa.refusal import Refusal
 
 COHORT_PARTS = ("ehr", "ct", "labels", "store")
+SOURCE_PARTS = ("images", "identity", "truth")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _check_out(out: Path, source: Path | None) -> None:
     if source is not None and out.resolve().is_relative_to(source.resolve()):
         raise Refusal("OUT_IN_SOURCE", f"{out} lies inside {source}", "Write the cohort to a folder of its own")
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if (out.exists() and not out.is_dir()) or (there and not there & set(COHORT_PARTS)):
+    if (out.exists() and not out.is_dir()) or (there and (not there & set(COHORT_PARTS) or there & set(SOURCE_PARTS))):
         raise Refusal("OUT_NOT_COHORT", f"{out} exists and is not a cohort", "Name a new folder with --out")
 
 
