@@ -124,7 +124,7 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in arguments:
         return None
     refusal: Refusal | None = None
-    for argument in arguments:
+    for argument in _tagged(arguments, value):
         if argument is type(None):
             continue
         try:
@@ -134,6 +134,20 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
             refusal = error if refusal is None or error.code == "CONFIG_UNKNOWN_KEY" else refusal
     assert refusal is not None
     raise refusal
+
+
+def _tagged(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    """Of several dataclasses with a literal field ``kind``, those whose kind the value names."""
+    if isinstance(value, Mapping) and "kind" in value:
+        kinds = {
+            a: typing.get_args(typing.get_type_hints(a).get("kind")) for a in arguments if dataclasses.is_dataclass(a)
+        }
+        chosen = tuple(argument for argument, names in kinds.items() if value["kind"] in names)
+        if any(kinds.values()) and not chosen:
+            known = ", ".join(repr(name) for names in kinds.values() for name in names)
+            raise Refusal("CONFIG_VALUE", f"kind is {value['kind']!r}, want one of {known}")
+        return chosen or arguments
+    return arguments
 
 
 def _convert_scalar(hint: Any, value: Any, where: str) -> Any:

@@ -1,0 +1,191 @@
+"""What a trained run is used for: embedding tables and rollouts of a cohort."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from mmjepa.batch import View
+from mmjepa.cohort import Cohort
+from mmjepa.config import build
+from mmjepa.evaluate.rollout import Rollout, rollout_metrics
+from mmjepa.evaluate.tables import EmbeddingTable, write_embeddings
+from mmjepa.files import atomic_path, sha256
+from mmjepa.jepa import JEPA
+from mmjepa.model import load_model
+from mmjepa.predictor import gather_slots
+from mmjepa.pretrain import RunConfig, fresh_model, run_sampler
+from mmjepa.progress import track
+from mmjepa.refusal import Refusal
+from mmjepa.rollout import rollout
+from mmjepa.run import Run
+from mmjepa.sample.trajectory import ActionPolicy, TrajectorySampler, Written
+
+ALL_SPLITS = ("train", "tuning", "held_out")
+
+
+class TrainedRun:
+    """A run folder, opened: its config, and its model in eval mode.
+
+    untrained: the weights it began with instead, which the seed alone decides.
+    """
+
+    def __init__(self, folder: Path | str, *, untrained: bool = False) -> None:
+        self.run = Run.open(Path(folder))
+        self.config = build(RunConfig, self.run.saved_config())
+        self.untrained = untrained
+        self.model = load_model(self.run.model)
+        if untrained:
+            vocabulary = self.model.encoders["ehr"].causal_lm.config.vocab_size if "ehr" in self.model.encoders else 0  # type: ignore[union-attr]
+            self.model = fresh_model(self.config, self.run, vocabulary).eval()
+
+    def facts(self, cohort: Cohort) -> dict[str, Any]:
+        """Fingerprints that travel with every table made here."""
+        return {
+            "model": "untrained" if self.untrained else sha256(self.run.model / "model.safetensors"),
+            "config": sha256(self.run.config),
+            "data": cohort.fingerprint,
+        }
+
+
+@torch.no_grad()
+def embed(run: Path | str, cohort: Path | str, out: Path | str, *, untrained: bool = False) -> dict[str, Any]:
+    """Write the embedding table of a cohort under a run's frozen encoders.
+
+    CT+EHR: one row for each CT, z = the CT latent and the EHR latent side by side (zeros where a subject has no record;
+    counted). Trajectory: one row for each hour of each stay, z = the state latent. Returns the counts.
+    """
+    if Path(out).exists():
+        raise Refusal("OUTPUT_EXISTS", f"{out} already exists", "Name another file with --out")
+    trained, opened = TrainedRun(run, untrained=untrained), Cohort.open(cohort)
+    sampler = run_sampler(trained.config, opened, trained.run, splits=None)
+    keys, z, missing = [], [], 0
+    for frame, views, present in track(sampler.embedding_batches(), f"embed {cohort}"):
+        parts = [_spread(trained.model, view, present).numpy() for view in views]
+        if len(parts) == 1 and trained.config.views.kind == "ct_ehr":
+            parts.append(np.zeros_like(parts[0]))
+        keys.append(frame)
+        z.append(np.concatenate(parts, axis=1))
+        missing += int((~present).sum())
+    frame = pd.concat(keys, ignore_index=True)
+    split = opened.events().splits
+    table = EmbeddingTable(
+        subject_id=frame["subject_id"].to_numpy(),
+        prediction_time=frame["prediction_time"].to_numpy(),
+        z=np.concatenate(z).astype(np.float32),
+        split=_split_of(frame["subject_id"].to_numpy(), split) if split else None,
+        facts=trained.facts(opened),
+    )
+    write_embeddings(out, table)
+    subjects = int(frame["subject_id"].nunique())
+    return {
+        "table": str(out),
+        "rows": len(frame),
+        "subjects": subjects,
+        "width": table.z.shape[1],
+        "without_record": missing,
+    }
+
+
+def _spread(model: JEPA, view: View, present: np.ndarray) -> torch.Tensor:
+    """A view's latents at the rows that exist, zeros elsewhere."""
+    latents = model.encode([view])
+    if len(latents) == len(present):
+        return latents
+    spread = latents.new_zeros(len(present), latents.shape[1])
+    spread[torch.from_numpy(present)] = latents
+    return spread
+
+
+def _split_of(subjects: np.ndarray, splits: dict[str, np.ndarray]) -> np.ndarray:
+    of = {int(subject): name for name, members in splits.items() for subject in members}
+    return np.array([of.get(int(subject), "") for subject in subjects], dtype=object)
+
+
+@torch.no_grad()
+def rollout_table(
+    run: Path | str,
+    cohort: Path | str,
+    out: Path | str | None = None,
+    *,
+    from_hour: int = 24,
+    horizon: int = 48,
+    splits: Sequence[str] = ("held_out",),
+    policies: Sequence[ActionPolicy] = ("recorded", "hold", "none"),
+    draws: int = 2000,
+) -> dict[str, Any]:
+    """Roll the stays of some splits forward from hour ``from_hour`` and judge the drift beside forecasts that cost nothing.
+
+    The first ``from_hour`` hours of a stay are known. policies: which actions the later hours hold; ``recorded`` ones are
+    privileged (they tell of the future). The climatology is the median of the training stays. Returns ``table`` (rows with
+    intervals and counts) and ``summary``, both by policy; ``out``: also written there as csv.
+    """
+    if out is not None and Path(out).exists():
+        raise Refusal("OUTPUT_EXISTS", f"{out} already exists", "Name another file with --out")
+    trained, opened = TrainedRun(run), Cohort.open(cohort)
+    if trained.config.views.kind != "trajectory":
+        raise Refusal("RUN_KIND", f"{run} has no hours to roll over", "Name a run of pretrain_trajectory")
+    known = run_sampler(trained.config, opened, trained.run, splits=("train",))
+    asked = run_sampler(trained.config, opened, trained.run, splits=splits)
+    assert isinstance(known, TrajectorySampler) and isinstance(asked, TrajectorySampler)  # noqa: PT018
+    hours = min(trained.config.views.window, from_hour + horizon)
+    climatology = np.nanmedian(_states(known.written, _latents(trained.model, known), hours), axis=0)
+    results = {p: _roll(trained.model, asked, climatology, from_hour - 1, hours, p, draws) for p in policies}
+    table = pd.concat([r.table.assign(actions=p) for p, r in results.items()], ignore_index=True)
+    if out is not None:
+        with atomic_path(out) as temporary:
+            table.to_csv(temporary, index=False)
+    return {
+        "from_hour": from_hour,
+        "splits": list(splits),
+        "table": table.replace({np.nan: None}).to_dict("records"),
+        "summary": {policy: result.summary for policy, result in results.items()},
+    }
+
+
+def _latents(model: JEPA, sampler: TrajectorySampler) -> np.ndarray:
+    """Latents of every text of a sampler, by id: float32 [texts, D]."""
+    chunks = sampler.corpus("ehr")
+    assert chunks is not None
+    return torch.cat([model.encode([view]) for view in track(list(chunks), "encode texts")]).numpy()
+
+
+def _states(written: Sequence[Written], latents: np.ndarray, hours: int) -> np.ndarray:
+    """[n, hours, D], NaN past the end of a stay."""
+    states = np.full((len(written), hours, latents.shape[1]), np.nan, dtype=np.float32)
+    for row, w in enumerate(written):
+        length = min(hours, len(w.states))
+        states[row, :length] = latents[w.states[:length]]
+    return states
+
+
+def _roll(
+    model: JEPA,
+    sampler: TrajectorySampler,
+    climatology: np.ndarray,
+    start: int,
+    hours: int,
+    policy: ActionPolicy,
+    draws: int,
+) -> Rollout:
+    chosen = sampler.rollout_stays(start, hours, policy)
+    if not chosen:
+        raise Refusal("ROLLOUT_EMPTY", f"no stay lasts beyond hour {start + 1}", "Lower from_hour, or name more splits")
+    latents = torch.from_numpy(_latents(model, sampler))
+    predictions = []
+    for w, actions in track(chosen, f"roll out, actions {policy}"):
+        _, layout = sampler.lay_out([(w.static, w.states[: len(actions)], actions)])
+        ids = torch.from_numpy(np.unique(np.concatenate([[w.static], w.states[: len(actions)], actions])))
+        slots = gather_slots(latents[ids], layout)
+        predictions.append(rollout(model.predictor, slots, torch.tensor([2 * start + 1]), hours - 1 - start)[0])
+    return rollout_metrics(
+        _states([w for w, _ in chosen], latents.numpy(), hours),
+        torch.stack(predictions).numpy(),
+        np.array([w.stay.subject_id for w, _ in chosen]),
+        climatology,
+        start=start,
+        draws=draws,
+    )

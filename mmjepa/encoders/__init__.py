@@ -1,0 +1,1 @@
+"""Encoders: a view in, latents out."""

@@ -1,0 +1,179 @@
+"""The EHR encoder: a Qwen3 causal language model whose last real token, after the final norm, is the latent.
+
+Texts go in as token ids. Joint code+value tokens go in through the same embedding table, plus a code of the value and of
+the time. Many short sequences are packed into rows; the 4-D mask keeps them apart (a 2-D mask or a cache would not).
+"""
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmjepa.batch import SequenceView
+from mmjepa.codes import TIME_WIDTH, time_code
+from mmjepa.encoders.packing import block_causal_mask, pack_rows, token_places
+from mmjepa.refusal import Refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapter (peft). Clin-JEPA: rank 16, alpha 32 on q, k, v, o, no bias, no dropout."""
+
+    rank: int = 16
+    alpha: int = 32
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config:
+    """path: folder or hub name for ``from_pretrained``; None: a small model is made from ``architecture`` (keys of
+    transformers' Qwen3Config) and the vocabulary at hand. adapter: LoRA on a frozen base; None: the base itself learns.
+    values: also read values and times (joint tokens). pack: tokens a packed row. latent: output width, None for the
+    hidden size without a projection. dtype: of the base weights."""
+
+    path: str | None = None
+    architecture: dict[str, Any] = field(default_factory=dict)
+    adapter: LoRAConfig | None = None
+    values: bool = False
+    pack: int = 512
+    latent: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.pack < 8:
+            raise ValueError(f"pack={self.pack} is below 8 tokens")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype={self.dtype!r} must be float32 or bfloat16")
+
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+}
+
+
+def make_base(architecture: dict[str, Any], vocabulary: int) -> nn.Module:
+    """A Qwen3 language model with random weights: ``SMALL`` with ``architecture`` laid over it."""
+    from transformers import Qwen3Config as HFConfig
+    from transformers import Qwen3ForCausalLM
+
+    try:
+        settings: dict[str, Any] = {**SMALL, **architecture, "vocab_size": vocabulary, "attn_implementation": "sdpa"}
+        config = HFConfig(**settings)
+        return Qwen3ForCausalLM(config)
+    except (TypeError, ValueError) as error:
+        raise Refusal("ENCODER_ARCHITECTURE", f"Qwen3 cannot be built from {architecture}: {error}") from None
+
+
+def load_base(path: str | Path, dtype: str = "float32") -> nn.Module:
+    """A causal language model through ``from_pretrained``, from a folder or a hub name (safetensors only)."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refusal(
+            "ENCODER_MISSING",
+            f"no language model at {path}: {reason}",
+            "Name a folder that save_pretrained wrote, or a hub name that this machine can reach",
+        ) from None
+
+
+class Qwen3Encoder(nn.Module):
+    """Sequences in, one latent each."""
+
+    def __init__(self, config: Qwen3Config, base: nn.Module) -> None:
+        """base: from ``make_base`` or ``load_base``; modified in place when there is an adapter."""
+        super().__init__()
+        self.config = config
+        hidden = base.config.hidden_size  # type: ignore[union-attr]
+        if config.adapter is not None:
+            from peft import LoraConfig, get_peft_model
+
+            settings = LoraConfig(
+                r=config.adapter.rank,
+                lora_alpha=config.adapter.alpha,
+                target_modules=list(config.adapter.modules),
+                bias="none",
+                task_type="CAUSAL_LM",
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers renamed
+                base = get_peft_model(base, settings)  # type: ignore[arg-type]
+        self.lm = base
+        if config.values:
+            self.value = nn.Sequential(nn.Linear(2, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+            self.time = nn.Linear(TIME_WIDTH, hidden)
+        self.head = nn.Linear(hidden, config.latent) if config.latent is not None else nn.Identity()
+
+    @property
+    def causal_lm(self) -> Any:
+        """The language model without peft's wrapper."""
+        return self.lm.base_model.model if self.config.adapter is not None else self.lm  # type: ignore[union-attr]
+
+    @property
+    def width(self) -> int:
+        """Latent width."""
+        return self.config.latent or self.causal_lm.config.hidden_size
+
+    def hidden_states(self, view: SequenceView) -> Tensor:
+        """States after the final norm, [L, H], of all tokens of a view, in the view's own order."""
+        lengths = view.offsets.diff()
+        rows, columns, count = pack_rows(lengths.cpu(), self.config.pack)
+        sequence, position, row, column = token_places(lengths, rows.to(lengths.device), columns.to(lengths.device))
+        width = int(column.max()) + 1
+        shape = (count, width)
+        segment = torch.full(shape, -1, device=lengths.device).index_put((row, column), sequence)
+        position_ids = torch.zeros(shape, dtype=torch.int64, device=lengths.device).index_put((row, column), position)
+        embedded = self._embed(view)
+        inputs = embedded.new_zeros(*shape, embedded.shape[-1]).index_put((row, column), embedded)
+        states = self.causal_lm.model(
+            inputs_embeds=inputs,
+            position_ids=position_ids,
+            attention_mask=block_causal_mask(segment),
+            use_cache=False,
+        ).last_hidden_state
+        return states[row, column]
+
+    def forward(self, view: SequenceView) -> Tensor:
+        """Latents [V, latent], float32: the state of each sequence's last token. Raises ValueError on an empty sequence."""
+        if bool((view.offsets.diff() < 1).any()):
+            raise ValueError("a sequence without tokens has no latent")
+        return self.head(self.hidden_states(view)[view.offsets[1:] - 1]).float()
+
+    def next_token_logits(self, view: SequenceView) -> tuple[Tensor, Tensor]:
+        """Logits [M, vocabulary] and the true next tokens [M], over all positions but each sequence's last."""
+        last = torch.zeros(len(view.tokens), dtype=torch.bool, device=view.tokens.device)
+        last[view.offsets[1:] - 1] = True
+        places = torch.nonzero(~last)[:, 0]
+        return self.causal_lm.lm_head(self.hidden_states(view)[places]), view.tokens[places + 1]
+
+    def _embed(self, view: SequenceView) -> Tensor:
+        embedded = self.causal_lm.get_input_embeddings()(view.tokens)
+        if not self.config.values:
+            return embedded
+        assert view.values is not None, "joint tokens carry values, has_value and days"
+        assert view.has_value is not None
+        assert view.days is not None
+        value = torch.stack([view.values * view.has_value, view.has_value.float()], dim=-1)
+        return embedded + self.value(value) + self.time(time_code(view.days))
+
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The language model's own parameters."""
+        return {name: p for name, p in self.named_parameters() if name.startswith("lm.") and ".lora_" not in name}
+
+    def adapter_parameters(self) -> dict[str, nn.Parameter]:
+        """The adapter's parameters."""
+        return {name: p for name, p in self.named_parameters() if ".lora_" in name}

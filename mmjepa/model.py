@@ -1,0 +1,114 @@
+"""Models on disk: safetensors and JSON, the language model in Hugging Face form, its adapter in peft's."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmjepa.config import build, to_plain
+from mmjepa.encoders.qwen3 import Qwen3Encoder, load_base, make_base
+from mmjepa.files import atomic_path, read_json, write_json
+from mmjepa.jepa import JEPA, ModelConfig
+from mmjepa.refusal import Refusal
+
+
+def build_model(config: ModelConfig, folder: Path, vocabulary: int) -> JEPA:
+    """A model with fresh weights (draws from torch's global random state).
+
+    The language model comes through ``from_pretrained``: from ``config.ehr.path``, or from ``folder/base``, where a small
+    one of ``vocabulary`` tokens is made first when there is none.
+    """
+    if config.ehr is None:
+        return JEPA(config)
+    if config.ehr.path is not None:
+        return JEPA(config, load_base(config.ehr.path, config.ehr.dtype))
+    small = folder / "base"
+    if not (small / "config.json").is_file():
+        with torch.random.fork_rng(devices=[]), _quiet(), atomic_path(small) as temporary:
+            torch.manual_seed(torch.initial_seed() + 1)  # a stream of its own: the other parts draw the same either way
+            make_base(config.ehr.architecture, vocabulary).save_pretrained(temporary)  # type: ignore[operator]
+    with torch.random.fork_rng(devices=[]), _quiet():
+        base = load_base(small, config.ehr.dtype)
+    return JEPA(config, base)
+
+
+def save_model(model: JEPA, folder: Path, *, base_trained: bool) -> None:
+    """Write ``folder``: config.json, model.safetensors (all but the language model), ``ehr/`` (the language model, when it
+    was made or trained here) and ``ehr_adapter/`` (in peft's form)."""
+    outside = set()
+    if "ehr" in model.encoders:
+        encoder = model.encoders["ehr"]
+        assert isinstance(encoder, Qwen3Encoder)
+        outside = {f"encoders.ehr.{name}" for name in [*encoder.base_parameters(), *encoder.adapter_parameters()]}
+        with _quiet():
+            _save_language_model(encoder, folder, keep_base=base_trained or encoder.config.path is None)
+    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if n not in outside}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / "config.json", to_plain(model.config))
+
+
+def _save_language_model(encoder: Qwen3Encoder, folder: Path, *, keep_base: bool) -> None:
+    for own in ("ehr", "ehr_adapter"):  # a finished run that is resumed writes the same bytes again
+        shutil.rmtree(folder / own, ignore_errors=True)
+    if encoder.config.adapter is not None:
+        with atomic_path(folder / "ehr_adapter") as temporary:
+            encoder.lm.save_pretrained(temporary)  # type: ignore[operator]
+    if keep_base:
+        names = {id(p): name for name, p in encoder.causal_lm.named_parameters()}
+        state = {names[id(p)].replace(".base_layer.", "."): p for p in encoder.base_parameters().values()}
+        with atomic_path(folder / "ehr") as temporary:
+            encoder.causal_lm.config.save_pretrained(temporary)
+            tensors = {name: p.detach().cpu().contiguous() for name, p in state.items()}
+            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+
+
+def load_model(folder: Path | str) -> JEPA:
+    """The model that ``save_model`` wrote, in eval mode. Raises Refusal ``MODEL_MISSING``."""
+    folder = Path(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise Refusal(
+            "MODEL_MISSING",
+            f"{folder} holds no finished model",
+            "Finish the run first (resume=true), or name its model/ folder",
+        )
+    config = build(ModelConfig, read_json(folder / "config.json"))
+    base = None
+    if config.ehr is not None:
+        with _quiet():
+            own = folder / "ehr"
+            base = load_base(own if own.is_dir() else str(config.ehr.path), config.ehr.dtype)
+    model = JEPA(config, base)
+    parameters = dict(model.named_parameters())
+    tensors = load_file(folder / "model.safetensors")
+    if config.ehr is not None and config.ehr.adapter is not None:
+        adapter = load_file(folder / "ehr_adapter" / "adapter_model.safetensors")
+        tensors |= {f"encoders.ehr.lm.{_adapter_name(name)}": value for name, value in adapter.items()}
+    with torch.no_grad():
+        for name, value in tensors.items():
+            parameters[name].copy_(value)
+    return model.eval()
+
+
+def _adapter_name(name: str) -> str:
+    """peft leaves the adapter's name out of the tensor names that it saves."""
+    for half in ("lora_A", "lora_B"):
+        name = name.replace(f".{half}.weight", f".{half}.default.weight")
+    return name
+
+
+class _quiet:
+    """No progress bars of transformers inside."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error: object) -> None:
+        from transformers.utils import logging
+
+        if self.shown:
+            logging.enable_progress_bar()

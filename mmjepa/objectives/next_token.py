@@ -1,0 +1,9 @@
+"""Next-token cross-entropy, the tuning that comes before a latent objective."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Sum over positions of the cross-entropy of logits [M, vocabulary] against the true next tokens [M]; float32."""
+    return F.cross_entropy(logits.float(), tokens, reduction="sum")

@@ -1,0 +1,127 @@
+"""Pretraining as one call: a config in, a run out."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmjepa.cohort import Cohort
+from mmjepa.config import build, load_yaml, override, to_plain
+from mmjepa.curriculum import Curriculum, Phase
+from mmjepa.engine.loop import Engine, EngineConfig
+from mmjepa.engine.optim import OptimConfig
+from mmjepa.engine.start import World, world
+from mmjepa.files import write_json
+from mmjepa.jepa import JEPA, ModelConfig
+from mmjepa.keyed import torch_seed
+from mmjepa.model import build_model, save_model
+from mmjepa.refusal import Refusal
+from mmjepa.run import Run
+from mmjepa.sample import CtEhrSampler, CtEhrViews, TrajectorySampler, TrajectoryViews, open_sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run needs. data: cohort or bare MEDS root. out: run folder. batch: items (subjects, windows) an
+    optimiser step, over all ranks. resume: go on from the run's last checkpoint."""
+
+    data: Path
+    out: Path
+    views: CtEhrViews | TrajectoryViews
+    model: ModelConfig
+    curriculum: tuple[Phase, ...]
+    seed: int = 0
+    batch: int = 32
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.curriculum:
+            raise ValueError("curriculum has no phase")
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch} must be at least 1")
+
+
+def read_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML with ``key=value`` overrides. Raises the CONFIG_* refusals."""
+    return build(RunConfig, override(load_yaml(path), overrides))
+
+
+def pretrain(config: RunConfig) -> dict[str, Any]:
+    """Train by the config's curriculum; returns a summary with the run folder and a report of every phase.
+
+    Started by torchrun, every rank calls this. Ctrl-C leaves a checkpoint; ``resume`` goes on from it with the same bits
+    as if it had never stopped.
+    """
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
+    with world(config.engine.device) as here:
+        run = enter_run(config, here)
+        cohort = Cohort.open(config.data)
+        if not here.first:
+            here.wait()  # rank 0 fits and makes what the others then read
+        sampler = run_sampler(config, cohort, run)
+        model = fresh_model(config, run, sampler.vocabulary)
+        if here.first:
+            here.wait()
+        run.fingerprints = {"data_fingerprint": sampler.fingerprint}
+        check_parts(config.curriculum, list(model.parts()))
+        curriculum = Curriculum(config.curriculum, config.batch, len(sampler), config.seed)
+        engine = Engine(
+            model, sampler, curriculum, run, here, config=config.engine, optim=config.optim, seed=config.seed
+        )
+        phases = engine.fit()
+        if here.first:
+            trained = any("ehr.base" in phase.train for phase in config.curriculum)
+            save_model(model, run.model, base_trained=trained)
+            write_json(run.facts, {**run.saved_facts(), **run.fingerprints, "sampling": sampler.report})
+        here.wait()
+    return {"run": str(config.out), "steps": curriculum.steps, "items": len(sampler), "phases": phases}
+
+
+def enter_run(config: RunConfig, here: World) -> Run:
+    """Create or re-open the run folder; rank 0 first."""
+    plain = to_plain(config)
+    run = Run(config.out)
+    if here.first:
+        run = Run.resume(config.out, plain) if config.resume else Run.create(config.out, plain)
+    here.wait()
+    return run
+
+
+def run_sampler(
+    config: RunConfig, cohort: Cohort, run: Run, splits: Sequence[str] | None = ("train",)
+) -> CtEhrSampler | TrajectorySampler:
+    """The run's sampler over some splits of a cohort, with what was fitted in this run."""
+    return open_sampler(
+        config.views,
+        cohort,
+        run.model,
+        patch=config.model.ct.patch if config.model.ct else 1,
+        language_model=config.model.ehr.path if config.model.ehr else None,
+        seed=config.seed,
+        splits=splits,
+    )
+
+
+def fresh_model(config: RunConfig, run: Run, vocabulary: int) -> JEPA:
+    """The model with its initial weights, which the seed alone decides."""
+    torch.manual_seed(torch_seed(config.seed, "weights"))
+    return build_model(config.model, run.model, vocabulary)
+
+
+def check_parts(phases: Sequence[Phase], parts: Sequence[str]) -> None:
+    """Every part that a phase trains must exist. Raises Refusal ``CONFIG_UNKNOWN_PART`` with the nearest name."""
+    for phase in phases:
+        for part in phase.train:
+            if part not in parts:
+                near = difflib.get_close_matches(part, parts, n=1, cutoff=0.0)[0]
+                raise Refusal(
+                    "CONFIG_UNKNOWN_PART",
+                    f"phase '{phase.name}' trains the unknown part '{part}'",
+                    f"The nearest part is '{near}'; this model has {', '.join(parts)}",
+                )

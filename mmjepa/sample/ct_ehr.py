@@ -1,0 +1,278 @@
+"""Batches of the CT+EHR system: subjects as sets of cells (a modality at a date), some of them hidden.
+
+Our reconstruction of arXiv 2509.15470. An absent cell is removed, never filled with zeros. A CT cell is a crop; an EHR
+cell holds the events between the previous date and its own. Times are days from the latest date in the context, so that
+they never tell that follow-up took place.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mmjepa.batch import Batch, Layout, SequenceView, View, VolumeView
+from mmjepa.cohort import Cohort
+from mmjepa.ct.resample import crop_mm
+from mmjepa.ct.store import VolumeStore
+from mmjepa.ct.window import windowed
+from mmjepa.ehr.tokens import JointTokens, TokensConfig
+from mmjepa.keyed import generator
+from mmjepa.masking import CellMask, CellMaskConfig, PatchMaskConfig, draw_cells, draw_patches
+from mmjepa.pairing import pair
+from mmjepa.refusal import Refusal
+
+KINDS = ("ct", "ehr", "ct_patch")
+DAY_US = 86_400_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CtEhrViews:
+    """crop: voxels of a CT crop; spacing_mm: their edges, None for the volume's own. window: of HU. dates: most dates a
+    subject (the latest). history_days: how far the first EHR cell reaches back. max_events: newest events kept in a
+    cell."""
+
+    kind: Literal["ct_ehr"] = "ct_ehr"
+    crop: tuple[int, int, int] = (32, 32, 32)
+    spacing_mm: tuple[float, float, float] | None = None
+    window: Literal["wide", "lung", "dsb"] = "wide"
+    dates: int = 4
+    history_days: float = 5 * 365.25
+    max_events: int = 128
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    mask: CellMaskConfig = field(default_factory=CellMaskConfig)
+    patches: PatchMaskConfig = field(default_factory=PatchMaskConfig)
+
+    def __post_init__(self) -> None:
+        if self.dates < 1 or self.max_events < 1 or min(self.crop) < 1:
+            raise ValueError(f"crop={self.crop}, dates={self.dates} and max_events={self.max_events} must be positive")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One item. times_us: int64 [T] ascending; images: image_id at each date; present: bool [T, 2], which of the
+    date's CT and EHR cells exist."""
+
+    subject_id: int
+    times_us: np.ndarray
+    images: tuple[str | None, ...]
+    present: np.ndarray
+
+
+class CtEhrSampler:
+    """Items are the subjects of some splits who have at least one paired CT."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        config: CtEhrViews,
+        tokens: JointTokens,
+        *,
+        patch: int,
+        seed: int,
+        splits: Sequence[str] | None = ("train",),
+    ) -> None:
+        """patch: edge of the volume encoder's token, in voxels. splits: None takes every subject."""
+        if any(edge % patch for edge in config.crop):
+            raise Refusal(
+                "CONFIG_VALUE",
+                f"views.crop={config.crop} is not a multiple of the patch {patch}",
+                "Change views.crop or model.ct.patch",
+            )
+        self.config, self.tokens, self.seed, self.patch = config, tokens, seed, patch
+        self.grid = (config.crop[0] // patch, config.crop[1] // patch, config.crop[2] // patch)
+        self.events, self.volumes = cohort.events(), VolumeStore(cohort.path)
+        paired, self.pairing = pair(self.volumes.index, self.events)
+        wanted = None if splits is None else np.concatenate([self.events.splits.get(s, []) for s in splits])
+        self.encoded: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self.subjects = list(self._subjects(paired, wanted))
+        self.fingerprint = cohort.fingerprint
+        self.vocabulary = tokens.size
+        self.report = {**self.pairing, "subjects": len(self.subjects)}
+        if not self.subjects:
+            raise Refusal(
+                "COHORT_UNPAIRED",
+                f"no subject of {cohort.path} has a CT paired with a record",
+                "mmjepa ingest says in ct/manifest.json why; a crosswalk joins people",
+            )
+
+    @classmethod
+    def fit_tokens(cls, cohort: Cohort, config: CtEhrViews) -> JointTokens:
+        """Token vocabulary and value statistics, from the training subjects alone."""
+        events = cohort.events()
+        return JointTokens.fit(events, events.splits.get("train", events.subjects), config.tokens)
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def corpus(self, encoder: str) -> Iterator[SequenceView] | None:
+        """No sequence is reused, so there is nothing to keep."""
+        return None
+
+    def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
+        """The batch of (epoch, subject index) pairs."""
+        builder = _Builder(self)
+        skipped = 0
+        for row, (epoch, index) in enumerate(items):
+            subject = self.subjects[index]
+            rng = generator(self.seed, "mask", epoch, subject.subject_id)
+            mask = draw_cells(subject.present, rng, self.config.mask)
+            if mask is None:
+                skipped += 1
+            elif mask.mode == "patches":
+                builder.add_patches(row, subject, rng)
+            else:
+                builder.add_cells(row, subject, mask)
+        ids = torch.tensor([self.subjects[index].subject_id for _, index in items])
+        return builder.finish(len(items), ids, skipped)
+
+    def embedding_batches(self, size: int = 64) -> Iterator[tuple[pd.DataFrame, list[View], np.ndarray]]:
+        """Every date with a CT, in chunks: keys (subject_id, prediction_time, image_id), views with one row a date and
+        modality (CT, then EHR), and which EHR cells exist, bool [rows]."""
+        rows = [(s, t) for s in self.subjects for t in np.flatnonzero(s.present[:, 0])]
+        for first in range(0, len(rows), size):
+            chunk = rows[first : first + size]
+            keys = pd.DataFrame(
+                {
+                    "subject_id": [s.subject_id for s, _ in chunk],
+                    "prediction_time": pd.to_datetime([s.times_us[t] for s, t in chunk], unit="us").as_unit("us"),
+                    "image_id": [s.images[t] for s, t in chunk],
+                }
+            )
+            ehr = np.array([s.present[t, 1] for s, t in chunk])
+            views: list[View] = [VolumeView("ct", self.voxels([s.images[t] for s, t in chunk]))]
+            if ehr.any():
+                views.append(self.sequences([(s, t) for (s, t), there in zip(chunk, ehr, strict=True) if there]))
+            yield keys, views, ehr
+
+    def voxels(self, images: Sequence[str | None]) -> Tensor:
+        """Windowed crops float32 [V, 1, X, Y, Z] in -1..1."""
+        crops = []
+        for image in images:
+            assert image is not None
+            if self.config.spacing_mm is None:
+                crop = self.volumes.crop_hu(image, self.config.crop)
+            else:
+                crop = crop_mm(self.volumes, image, self.config.crop, self.config.spacing_mm)
+            crops.append(windowed(crop, (self.config.window,)))
+        return torch.from_numpy(np.stack(crops)) * 2 - 1
+
+    def sequences(self, cells: Sequence[tuple[Subject, int]]) -> SequenceView:
+        """The event tokens of some EHR cells."""
+        parts = [self.encoded[subject.subject_id, date] for subject, date in cells]
+        lengths = [len(part["codes"]) for part in parts]
+        joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+        return SequenceView(
+            "ehr",
+            tokens=joined["codes"],
+            offsets=torch.tensor([0, *np.cumsum(lengths)]),
+            values=joined["values"],
+            has_value=joined["has_value"],
+            days=joined["days"],
+        )
+
+    def _encode(self, subject_id: int, since_us: int, t_us: int) -> dict[str, np.ndarray]:
+        """The tokens of the events in (since, t] that were available by t."""
+        _, stops = self.events.as_of(np.array([subject_id] * 2), np.array([since_us, t_us]))
+        return self.tokens.encode(self.events, subject_id, int(stops[0]), int(stops[1]), t_us, self.config.max_events)
+
+    def _subjects(self, paired: pd.DataFrame, wanted: np.ndarray | None) -> Iterator[Subject]:
+        known = set(np.asarray(self.events.subjects).tolist())
+        chosen = known if wanted is None else known & {int(subject) for subject in wanted}
+        for subject_id, rows in paired.sort_values(["subject_id", "prediction_time", "image_id"]).groupby("subject_id"):
+            if int(subject_id) not in chosen:  # type: ignore[arg-type]
+                continue
+            last = rows.drop_duplicates("prediction_time").tail(self.config.dates)
+            times = last["prediction_time"].to_numpy().astype("datetime64[us]").astype(np.int64)
+            since = np.array([times[0] - round(self.config.history_days * DAY_US), *times[:-1]])
+            present = np.ones((len(times), 2), dtype=bool)
+            for date, (start, end) in enumerate(zip(since, times, strict=True)):
+                cell = self._encode(int(subject_id), int(start), int(end))  # type: ignore[arg-type]
+                self.encoded[int(subject_id), date] = cell  # type: ignore[arg-type]
+                present[date, 1] = len(cell["codes"]) > 0
+            yield Subject(int(subject_id), times, tuple(last["image_id"]), present)  # type: ignore[arg-type]
+
+
+class _Builder:
+    """Collects the cells of a batch, then lays them out."""
+
+    def __init__(self, sampler: CtEhrSampler) -> None:
+        self.sampler = sampler
+        self.images: dict[str, list[str | None]] = {"seen": [], "patched": [], "hidden": []}
+        self.cells: dict[str, list[tuple[Subject, int]]] = {"seen": [], "hidden": []}
+        self.keep: list[np.ndarray] = []
+        # (batch row, kind, is target, table and row in it, days, place)
+        self.slots: list[tuple[int, int, bool, str, int, float, np.ndarray]] = []
+
+    def add_cells(self, row: int, subject: Subject, mask: CellMask) -> None:
+        """Context and target cells of one subject."""
+        reference = subject.times_us[np.flatnonzero(mask.context.any(axis=1))[-1]]
+        for target, chosen in ((False, mask.context), (True, mask.target)):
+            group = "hidden" if target else "seen"
+            for date, modality in np.argwhere(chosen):
+                table = self.images[group] if modality == 0 else self.cells[group]
+                table.append(subject.images[date] if modality == 0 else (subject, int(date)))  # type: ignore[arg-type]
+                days = float(subject.times_us[date] - reference) / DAY_US
+                name = f"{group}.{KINDS[modality]}"
+                self.slots.append((row, int(modality), target, name, len(table) - 1, days, np.zeros(3)))
+
+    def add_patches(self, row: int, subject: Subject, rng: np.random.Generator) -> None:
+        """Visible and hidden places of one of the subject's CTs."""
+        grid, dates = self.sampler.grid, np.flatnonzero(subject.present[:, 0])
+        date = int(dates[rng.integers(len(dates))])
+        visible, hidden = draw_patches(grid, rng, self.sampler.config.patches)
+        first = len(self.images["patched"])
+        self.images["patched"].append(subject.images[date])
+        self.keep.append(visible)
+        places = np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=1) / np.maximum(1, np.array(grid) - 1)
+        for target, name, chosen, rows in (
+            (False, "patched.context", visible, first * len(visible) + np.arange(len(visible))),
+            (True, "patched.target", hidden, first * len(places) + hidden),
+        ):
+            for place, index in zip(chosen, rows, strict=True):
+                self.slots.append((row, 2, target, name, int(index), 0.0, places[place]))
+
+    def finish(self, size: int, subjects: Tensor, skipped: int) -> Batch:
+        """The batch."""
+        views, context = self._views(("seen.ct", "patched.context", "seen.ehr"))
+        targets, wanted = self._views(("hidden.ct", "patched.target", "hidden.ehr"))
+        per_row = np.bincount([slot[0] for slot in self.slots], minlength=size)
+        layout = Layout.empty(size, int(per_row.max(initial=1)))
+        filled = np.zeros(size, dtype=int)
+        for row, kind, target, table, index, days, place in self.slots:
+            at = row, filled[row]
+            filled[row] += 1
+            layout.kind[at], layout.time[at], layout.place[at] = kind, days, torch.from_numpy(place).float()
+            if target:
+                layout.target[at] = wanted[table] + index
+            else:
+                layout.source[at] = context[table] + index
+        return Batch(views, targets, layout, subjects, notes={"skipped": skipped})
+
+    def _views(self, names: Sequence[str]) -> tuple[list[View], dict[str, int]]:
+        """The views of some tables in order, and the first row of each in the latent table."""
+        views: list[View] = []
+        first: dict[str, int] = {}
+        rows = 0
+        for name in names:
+            view = self._view(*name.split("."))
+            if view is not None:
+                views.append(view)
+                first[name] = rows
+                rows += view.rows
+        return views, first
+
+    def _view(self, group: str, what: str) -> View | None:
+        if what == "ehr":
+            return self.sampler.sequences(self.cells[group]) if self.cells[group] else None
+        if not self.images[group]:
+            return None
+        voxels = self.sampler.voxels(self.images[group])
+        if what == "ct":
+            return VolumeView("ct", voxels)
+        everything = torch.arange(int(np.prod(self.sampler.grid))).expand(len(voxels), -1)
+        keep = torch.from_numpy(np.stack(self.keep)) if what == "context" else everything
+        return VolumeView("ct", voxels, keep, "tokens")
