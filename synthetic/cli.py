@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--seed", type=int, default=0, metavar="S", help="the world and its subjects (default 0)")
     generate.add_argument(
-        "--format", default="nifti", dest="image_format", help="of the images: nifti (default) or dicom"
+        "--format", default="nifti", dest="image_format", metavar="F", help="of the images: nifti (default) or dicom"
     )
     generate.add_argument(
         "--out", required=True, type=Path, metavar="X", help="folder to write; must not hold anything yet"
