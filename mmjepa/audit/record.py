@@ -94,7 +94,7 @@ def coded_afterwards(events: Events) -> list[Finding]:
             "diagnoses stamped at discharge",
             stamped,
             f"{stamped:,} of {len(coded):,} diagnosis and DRG rows carry exactly a discharge time",
-            "They describe the stay that ends there: predict before the discharge, or block these codes",
+            "The hourly text leaves these codes out; other inputs must end before the discharge or block them",
             fires="warn",
         ),
         judge(
@@ -122,7 +122,7 @@ def death_in_discharge_codes(events: Events) -> list[Finding]:
             "discharge codes that carry death",
             len(died),
             f"{len(died)} discharge codes say that the subject died; {ahead} stand over an hour before the recorded death",
-            "They are the label: never an input, and no prediction time after them",
+            "They are the label: the hourly text leaves them out; elsewhere no prediction time may lie after them",
             fires="warn",
         ),
         judge(
@@ -149,7 +149,7 @@ def after_death(events: Events) -> list[Finding]:
             "events after death",
             int(after.sum()),
             f"{int(after.sum()):,} events of {people} subjects follow the recorded death",
-            "Drop them; no prediction time may lie there (check 4)",
+            "ICU stays end at death and leave them out; elsewhere no prediction time may lie there (check 4)",
             fires="warn",
         ),
         judge(
@@ -157,7 +157,7 @@ def after_death(events: Events) -> list[Finding]:
             "deaths that are dates",
             midnight,
             f"{midnight} of {int((deaths != NEVER).sum())} death times are midnight, a date without an hour",
-            "Read them as the end of that day and leave these subjects out of horizons under 24 h",
+            "ICU stays read them as the end of that day; leave these subjects out of horizons under 24 h",
             fires="warn",
         ),
     ]
