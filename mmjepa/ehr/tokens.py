@@ -1,0 +1,219 @@
+"""Joint code + value tokens with continuous time: one token an event (arXiv 2603.15644: this form wins on most tasks).
+
+Everything that is fitted (vocabulary, winsor limits, means and deviations) is fitted on training subjects only, and kept
+in one JSON with the hash of its content and the fingerprint of the store that it was fitted on.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjepa.config import build, to_plain
+from mmjepa.ehr.store import EventStore
+from mmjepa.files import read_json, write_json
+from mmjepa.refusal import Refusal
+
+PAD, UNKNOWN, FIRST = 0, 1, 2
+DAY_US = 86_400_000_000
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class TokensConfig:
+    """min_count: rows that a code needs among training subjects, else it becomes UNKNOWN. winsor: quantiles at which a
+    code's values are cut. exclude: code prefixes that give no token: images (which their own encoder sees) and codes
+    that spell an outcome. Tasks predicted at discharge must exclude DIAGNOSIS too: it is stamped at the discharge.
+    """
+
+    min_count: int = 5
+    winsor: tuple[float, float] = (0.01, 0.99)
+    exclude: tuple[str, ...] = (
+        "CT",
+        "MEDS_DEATH",
+        "HOSPITAL_DISCHARGE",
+        "ICU_DISCHARGE",
+        "TRANSFER_TO//discharge",
+        "DRG",
+    )
+
+    def __post_init__(self) -> None:
+        low, high = self.winsor
+        if self.min_count < 1 or not 0 <= low < high <= 1:
+            raise ValueError("min_count must be at least 1 and winsor two rising quantiles in 0..1")
+
+
+@dataclass(frozen=True, eq=False)
+class JointTokens:
+    """The fitted form. ``codes[i]`` has token FIRST + i; low, high (winsor limits), mean, std: float64 [codes], NaN for a
+    code without values among training subjects."""
+
+    config: TokensConfig
+    codes: tuple[str, ...]
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    fitted_on: str
+    _tables: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, PAD and UNKNOWN included."""
+        return FIRST + len(self.codes)
+
+    @classmethod
+    def fit(cls, store: EventStore, subjects: Iterable[int], config: TokensConfig | None = None) -> "JointTokens":
+        """Fit on the rows, static ones included, of ``subjects``: pass training subjects only. Raises TOKENS_EMPTY."""
+        config = config or TokensConfig()
+        rows = store.rows(np.unique(np.fromiter(subjects, np.int64)))
+        parts = [_gather(store.offsets, rows, store.codes, store.values)]
+        parts.append(_gather(store.static_offsets, rows, store.static_codes, store.static_values))
+        codes, values = (np.concatenate(column) for column in zip(*parts, strict=True))
+        counts = np.bincount(codes, minlength=len(store.vocabulary))
+        kept = np.flatnonzero((counts >= config.min_count) & ~store.match(config.exclude))
+        if not len(kept):
+            raise Refusal(
+                "TOKENS_EMPTY",
+                f"no code occurs {config.min_count} times among the {len(rows)} training subjects",
+                "Lower min_count or check the splits",
+            )
+        stats = _statistics(codes, values, kept, config.winsor)
+        return cls(config, tuple(store.vocabulary[code] for code in kept), *stats, fitted_on=store.fingerprint)
+
+    def encode(
+        self, store: EventStore, subject_id: int, start: int, stop: int, t_us: int, max_events: int
+    ) -> dict[str, np.ndarray]:
+        """Tokens of a subject's events in the row range start:stop (from ``store.as_of``) that are available at t.
+
+        Static rows come first; of the timed ones the most recent are kept, so that L <= max_events in all. Returns
+        codes int64 [L]; values float32 [L], winsorised z-scores, 0 without a value; has_value bool [L]; days float32
+        [L], the time of the event minus t: 0 or negative, 0 for static rows.
+        The cost does not grow with the length of the record.
+        """
+        row = store.row(subject_id)
+        if not store.offsets[row] <= start <= stop <= store.offsets[row + 1]:
+            raise ValueError("the rows asked for are not the subject's own")
+        table = self._table(store)
+        static = slice(int(store.static_offsets[row]), int(store.static_offsets[row + 1]))
+        static_tokens = table[store.static_codes[static]]
+        shown = np.flatnonzero(static_tokens >= 0)[:max_events]
+        rows = _latest(store, table, start, stop, t_us, max_events - len(shown))
+        tokens = np.concatenate([static_tokens[shown], table[store.codes[rows]]])
+        values, has_value = self._scale(tokens, np.append(store.static_values[static][shown], store.values[rows]))
+        days = np.zeros(len(tokens), np.float32)
+        days[len(shown) :] = (store.times_us[rows] - t_us) / DAY_US
+        return {"codes": tokens, "values": values, "has_value": has_value, "days": days}
+
+    def save(self, path: Path | str) -> None:
+        """Write the JSON."""
+        content = self._content()
+        write_json(path, {"hash": _hash(content)} | content)
+
+    @property
+    def hash(self) -> str:
+        """Hash of everything fitted."""
+        return _hash(self._content())
+
+    @classmethod
+    def load(cls, path: Path | str, *, expected: str | None = None) -> "JointTokens":
+        """Read the JSON. Raises TOKENS_BROKEN, and TOKENS_HASH when its content is not what its hash, or ``expected``, says."""
+        content = read_json(path)
+        try:
+            found = content.pop("hash")
+            if content.pop("version") != VERSION:
+                raise ValueError("another version")
+            columns = (np.array(content[name], np.float64) for name in ("low", "high", "mean", "std"))
+            tokens = cls(
+                build(TokensConfig, content["config"]),
+                tuple(content["codes"]),
+                *columns,
+                fitted_on=content["fitted_on"],
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise Refusal("TOKENS_BROKEN", f"{path} is not a token file ({error})", "Fit the tokens again") from None
+        if found != tokens.hash or expected not in (None, found):
+            raise Refusal(
+                "TOKENS_HASH",
+                f"{path} is not the token file that was fitted",
+                "Use the one that the model was trained with",
+            )
+        return tokens
+
+    def _content(self) -> dict[str, Any]:
+        columns = {name: _or_null(getattr(self, name)) for name in ("low", "high", "mean", "std")}
+        known = {"version": VERSION, "fitted_on": self.fitted_on, "config": to_plain(self.config)}
+        return known | {"codes": list(self.codes)} | columns
+
+    def _table(self, store: EventStore) -> np.ndarray:
+        """int64 [store vocabulary]: token of each code; -1 = excluded."""
+        if store.fingerprint not in self._tables:
+            token = {code: FIRST + i for i, code in enumerate(self.codes)}
+            table = np.array([token.get(code, UNKNOWN) for code in store.vocabulary], np.int64)
+            table[store.match(self.config.exclude)] = -1
+            self._tables[store.fingerprint] = table
+        return self._tables[store.fingerprint]
+
+    def _scale(self, tokens: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        which = np.maximum(tokens - FIRST, 0)
+        has_value = ~np.isnan(values) & (tokens >= FIRST) & ~np.isnan(self.mean[which])
+        scaled = (np.clip(values, self.low[which], self.high[which]) - self.mean[which]) / self.std[which]
+        return np.where(has_value, scaled, 0).astype(np.float32), has_value
+
+
+def _latest(store: EventStore, table: np.ndarray, start: int, stop: int, t_us: int, most: int) -> np.ndarray:
+    """The last ``most`` rows of the range that give a token and are available at t, ascending; looks back only as far as needed."""
+    if most <= 0:
+        return np.empty(0, np.int64)
+    reach = 2 * most
+    while True:
+        low = max(start, stop - reach)
+        shown = store.visible(low, stop, t_us) & (table[store.codes[low:stop]] >= 0)
+        images = store.image_rows[slice(*np.searchsorted(store.image_rows, [low, stop]))]
+        shown[images - low] = False
+        if low == start or shown.sum() >= most:
+            return low + np.flatnonzero(shown)[-most:]
+        reach *= 2
+
+
+def _gather(
+    offsets: np.ndarray, rows: np.ndarray, codes: np.ndarray, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and values of some subjects."""
+    spans = [slice(int(offsets[row]), int(offsets[row + 1])) for row in rows]
+    empty = (np.empty(0, codes.dtype), np.empty(0, values.dtype))
+    return (
+        np.concatenate([empty[0], *(codes[span] for span in spans)]),
+        np.concatenate([empty[1], *(values[span] for span in spans)]),
+    )
+
+
+def _statistics(
+    codes: np.ndarray, values: np.ndarray, kept: np.ndarray, winsor: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """low, high, mean, std of each kept code's finite values, after winsorising; std 1 where all are equal."""
+    finite = np.isfinite(values)
+    codes, values = codes[finite], values[finite].astype(np.float64)
+    order = np.lexsort((values, codes))
+    codes, values = codes[order], values[order]
+    edges = np.searchsorted(codes, kept), np.searchsorted(codes, kept, side="right")
+    stats = np.full((4, len(kept)), np.nan)
+    for i, (start, stop) in enumerate(zip(*edges, strict=True)):
+        if stop > start:
+            last = stop - start - 1
+            low, high = values[start + int(winsor[0] * last)], values[start + int(np.ceil(winsor[1] * last))]
+            cut = np.clip(values[start:stop], low, high)
+            stats[:, i] = low, high, cut.mean(), cut.std() or 1.0
+    return stats[0], stats[1], stats[2], stats[3]
+
+
+def _or_null(column: np.ndarray) -> list[float | None]:
+    return [None if value != value else value for value in column.tolist()]
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
