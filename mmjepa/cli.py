@@ -116,11 +116,13 @@ def _model_verbs(verbs: Any) -> None:
         "embed",
         _embed,
         "write one latent vector per subject and prediction time",
-        "Encodes each subject of a cohort with the model of a run, seeing only what was known at the prediction time.",
+        "Encodes each CT with its record, or each hour of a stay, with the model of a run, seeing only what was known then.",
         "mmjepa embed runs/demo cohort --out embeddings.parquet",
         "a parquet table: subject_id, prediction_time, split, z",
     )
     _run_arguments(embed)
+    embed.add_argument("--out", type=Path, required=True, help="the parquet file to write; it must not exist")
+    embed.add_argument("--untrained", action="store_true", help="with the weights before training, as a baseline")
 
     evaluate = _verb(
         verbs,
@@ -144,21 +146,27 @@ def _model_verbs(verbs: Any) -> None:
         verbs,
         "rollout",
         _rollout,
-        "let a model imagine the hours ahead and measure the drift",
-        "Rolls the predictor forward from each prediction time and compares with the encoder's own later latents.",
-        "mmjepa rollout runs/trajectory cohort --out rollout.parquet",
-        "a parquet table of predicted latents per horizon",
+        "let a trajectory model imagine the hours ahead and measure the drift",
+        "Rolls the predictor forward from one hour of each held-out stay and compares with the encoder's own later latents, "
+        "beside forecasts that cost nothing (copy, climatology).",
+        "mmjepa rollout runs/trajectory cohort --out rollout.csv",
+        "error and skill at each horizon with intervals, for recorded, held and no actions",
+        show=_show_rollout,
     )
     _run_arguments(rollout)
+    rollout.add_argument("--out", type=Path, help="a csv file to write the table to; it must not exist")
+    rollout.add_argument("--from-hour", type=int, default=24, help="hours of a stay that are known (default 24)")
+    rollout.add_argument("--horizon", type=int, default=48, help="hours to roll over (default 48)")
+    rollout.add_argument("--draws", type=int, default=2000, help="of the bootstrap over subjects (default 2000)")
 
     plan = _verb(
         verbs,
         "plan",
         _plan,
-        "say what a config would train, how large and how long, without training",
-        "Resolves the config, counts parameters and steps, estimates memory and time.",
+        "say what a config would train, how large and at what cost",
+        "Resolves the config, counts parameters and steps, estimates memory and work; needs neither data nor weights.",
         "mmjepa plan recipes/configs/ct_ehr_demo.yaml",
-        "the resolved plan",
+        "parameters by part, phases, memory, FLOPs, and the assumptions behind them",
     )
     _config_arguments(plan)
 
@@ -196,7 +204,6 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("cohort", type=Path, help="a cohort folder")
-    parser.add_argument("--out", type=Path, required=True, help="the parquet file to write; it must not exist")
 
 
 def _ingest(options: argparse.Namespace) -> Result:
@@ -236,7 +243,7 @@ def _pretrain(options: argparse.Namespace) -> Result:
 def _embed(options: argparse.Namespace) -> Result:
     from mmjepa.embed import embed
 
-    return embed(options.run, options.cohort, options.out)
+    return embed(options.run, options.cohort, options.out, untrained=options.untrained)
 
 
 def _evaluate(options: argparse.Namespace) -> Result:
@@ -256,13 +263,20 @@ def _evaluate(options: argparse.Namespace) -> Result:
 def _rollout(options: argparse.Namespace) -> Result:
     from mmjepa.embed import rollout_table
 
-    return rollout_table(options.run, options.cohort, options.out)
+    return rollout_table(
+        options.run,
+        options.cohort,
+        options.out,
+        from_hour=options.from_hour,
+        horizon=options.horizon,
+        draws=options.draws,
+    )
 
 
 def _plan(options: argparse.Namespace) -> Result:
-    from mmjepa.plan import plan
+    from mmjepa.plan import plan_file
 
-    return plan(options.config, options.overrides)
+    return plan_file(options.config, options.overrides)
 
 
 def _show_audit(result: Mapping[str, Any]) -> None:
@@ -284,6 +298,10 @@ def _show_evaluation(result: Mapping[str, Any]) -> None:
             low, high = auroc["interval"] or (float("nan"), float("nan"))
             print(f"  {arm}: AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr)
     print(f"intervals: {result['interval']}; trivial AUROC 0.5. --json prints every measure", file=sys.stderr)
+
+
+def _show_rollout(result: Mapping[str, Any]) -> None:
+    show_mapping({name: value for name, value in result.items() if name != "table"})
 
 
 def _show_doctor(result: Mapping[str, Any]) -> None:
