@@ -46,6 +46,14 @@ class Cohort:
         """Whether CT volumes were ingested."""
         return (self.ct_folder / "index.parquet").is_file()
 
+    @property
+    def images_paired(self) -> bool:
+        """Whether the images' subject ids are those of the records; False when they were merely numbered at ingest."""
+        from mmjepa.files import read_json
+
+        manifest = self.ct_folder / "manifest.json"
+        return self.has_images and manifest.is_file() and bool(read_json(manifest).get("paired"))
+
     def events(self) -> "EventStore":
         """The event store: the one in ``store/`` when it is of exactly these records, else built there.
 

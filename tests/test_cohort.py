@@ -88,6 +88,18 @@ def test_image_index_is_part_of_the_fingerprint(tmp_path):
     assert cohort.fingerprint != without
 
 
+@pytest.mark.parametrize(
+    ("manifest", "paired"), [('{"paired": true}', True), ('{"paired": false}', False), (None, False)]
+)
+def test_numbered_images_are_known_as_such(tmp_path, manifest, paired):
+    write_root(tmp_path / "ehr")
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "index.parquet").write_bytes(b"index")
+    if manifest:
+        (tmp_path / "ct" / "manifest.json").write_text(manifest)
+    assert Cohort.open(tmp_path).images_paired is paired
+
+
 def test_missing_and_empty_cohorts_are_refused(tmp_path):
     assert "nowhere" in refused("COHORT_MISSING", Cohort.open, tmp_path / "nowhere").message
     refused("COHORT_EMPTY", Cohort.open, tmp_path)
