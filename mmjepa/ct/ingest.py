@@ -84,7 +84,8 @@ def _check_folders(source: Path, out: Path) -> None:
 
 
 def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
-    if manifest.exists() and read_json(manifest).get("settings") != json.loads(json.dumps(transform)):
+    before = read_json(manifest) if manifest.exists() else {}
+    if before.get("accepted") and before.get("settings") != json.loads(json.dumps(transform)):
         raise Refusal(
             "CACHE_STALE",
             f"{manifest.parent} was made with other settings or another version",

@@ -1,6 +1,7 @@
 """What a DICOM folder becomes: a volume, a refusal with its code, or a counted skip."""
 
 import datetime as dt
+import io
 import json
 
 import numpy as np
@@ -372,6 +373,16 @@ def test_no_identifier_reaches_any_output_byte_or_error(tmp_path, capfd):
             assert secret.encode() not in text
 
 
+def test_no_warning_quotes_a_header(tmp_path, recwarn, caplog):
+    source = save(tmp_path / "source", make_series())
+    for path in source.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"20200301", b"SECRET!!").replace(b"1.2.826.0.1", b"SECRET.0.1 "))
+    recwarn.clear()
+    ingest(tmp_path)
+    assert not [str(warning.message) for warning in recwarn if "SECRET" in str(warning.message)]
+    assert "SECRET" not in caplog.text
+
+
 def test_an_ingest_that_runs_twice_decodes_nothing_again(tmp_path, monkeypatch):
     save(tmp_path / "source", make_series())
     ingest(tmp_path)
@@ -415,11 +426,23 @@ def test_an_interrupted_run_leaves_no_partial_volume_and_resumes(tmp_path, monke
     assert (manifest["accepted"], manifest["unchanged"]) == (2, 1)
 
 
+class FullAfterHeader(io.FileIO):
+    """A disk that fills up after the first write; numpy's own writer loses the reason there."""
+
+    started = False
+
+    def write(self, data):
+        if self.started:
+            return super().write(data)
+        self.started = True
+        return len(data)
+
+
 def test_a_full_disk_says_so(tmp_path, monkeypatch):
     save(tmp_path / "source", make_series())
 
     def full(handle, array):
-        with open("/dev/full", "wb", buffering=0) as device:
+        with FullAfterHeader("/dev/full", "wb") as device:
             write_npy(device, array)
 
     monkeypatch.setattr("mmjepa.ct.ingest.write_npy", full)
@@ -472,6 +495,8 @@ def test_a_folder_without_any_image_is_refused_and_still_has_a_manifest(tmp_path
     with pytest.raises(Refusal, match="CT_EMPTY"):
         ingest(tmp_path)
     assert json.loads((tmp_path / "out/ct/manifest.json").read_text())["skipped"] == {"CT_NOT_DICOM": 1}
+    save(tmp_path / "source", make_series())
+    assert ingest(tmp_path, min_slices=3)["accepted"] == 1
 
 
 def test_the_output_may_not_lie_in_the_source_nor_hold_the_identities(tmp_path):
