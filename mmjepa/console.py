@@ -120,6 +120,14 @@ def show_mapping(result: Mapping[str, Any], indent: int = 0) -> None:
             for n, item in enumerate(value, start=1):
                 show_mapping({f"{key} {n}": item}, indent)
         else:
-            text = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-            shown = f"{text:.4g}" if isinstance(text, float) else "none" if text in (None, "", {}) else text
-            print(f"{' ' * indent}{key}: {shown}", file=sys.stderr)
+            print(f"{' ' * indent}{key}: {_shown(value)}", file=sys.stderr)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "; ".join(map(_shown, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and value >= 10_000:
+        return f"{value:,}"
+    return "none" if value in (None, "", {}) else str(value)
