@@ -157,7 +157,8 @@ class TextWriter:
         hour = np.arange(len(which)) - np.repeat(np.cumsum(length) - length, length) + low[which]
         amount = np.where(ends >= 0, value[ends], np.nan) if len(value) else np.empty(0, np.float32)
         shown = value[starts][which]
-        shown = np.where(np.isnan(shown) & (hour == last[which]), amount[which], shown)
+        known = (stops - stay.icu_in_us) // HOUR_US  # an end on the hour is known only in the next
+        shown = np.where(np.isnan(shown) & (hour == known[which]), amount[which], shown)
         return _Rows(code[starts][which], shown.astype(np.float32), clock[starts][which], hour)
 
     def _write(self, rows: _Rows, category: np.ndarray, hours: int, empty: str) -> list[str]:

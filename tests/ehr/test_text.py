@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjepa.ehr.names import format_value, name_and_unit, read_names
@@ -138,6 +138,7 @@ events = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
+@example([(0.0, "INFUSION_START//P", None, 0), (6.0, "INFUSION_END//P", 1.0, 0)], [], 5)  # an end on the hour
 @given(events, events, st.integers(0, 7))
 def test_changing_everything_after_an_hour_leaves_its_text_and_all_before_unchanged(before, after, hour):
     """Rows available by the end of ``hour`` stay; the others are replaced by any others."""
