@@ -93,7 +93,7 @@ def judge(
         "reference": reference,
         "seed": seed,
         "draws": draws,
-        "interval": "95 %, subject-cluster bootstrap stratified by ever-positive",
+        "interval": "95 %, bootstrap of whole subjects (for AUROC within ever-positive and never-positive)",
         "family": "AUROC differences from the reference, all arms but oracles, all sites; Benjamini-Hochberg",
         "split_rule": split_rule,
         "train": {**_counts(train), "labelled_subjects_available": labelled, "limit": train_limit},
@@ -264,11 +264,12 @@ def _site(
         raise Refusal(
             "JUDGE_EMPTY", f"the {len(y)} evaluated rows of the {site} site hold one class", "Nothing to rank"
         )
-    bootstrap = SubjectBootstrap(rows["subject_id"].to_numpy(), y, draws=draws, seed=seed)
+    subject = rows["subject_id"].to_numpy()
+    stratified, plain = (SubjectBootstrap(subject, by, draws=draws, seed=seed) for by in (y, None))
     measured, drawn = {}, {}
     for arm, probe in zip(arms, probes, strict=True):
         log_odds = _score(_table(arm, site), probe, rows[arm.name].to_numpy())
-        measured[arm.name], drawn[arm.name] = _measure(y, log_odds, bootstrap)
+        measured[arm.name], drawn[arm.name] = _measure(y, log_odds, stratified, plain)
     for name, values in measured.items():
         gap = values["auroc"]["value"] - measured[reference]["auroc"]["value"]
         values["auroc_difference"] = None if name == reference else difference(drawn[name], drawn[reference], gap)
@@ -285,18 +286,27 @@ def _score(table: EmbeddingTable | ScoreTable, probe: LinearProbe | None, index:
     return probe.decision_function(table.z[index])
 
 
-def _measure(y: np.ndarray, log_odds: np.ndarray, bootstrap: SubjectBootstrap) -> tuple[dict[str, Any], np.ndarray]:
-    """Every measure of one arm at one site with its interval, and the AUROC of every draw."""
+def _measure(
+    y: np.ndarray, log_odds: np.ndarray, stratified: SubjectBootstrap, plain: SubjectBootstrap
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Every measure of one arm at one site with its interval, and the AUROC of every draw.
 
-    def statistic(weights: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    AUROC is drawn stratified. What depends on the prevalence is not: with the number of positives held, the interval of
+    the calibration intercept is several times too narrow.
+    """
+
+    def ranking(weights: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        return (metrics.auroc(y, log_odds, weights),)
+
+    def of_risks(weights: np.ndarray | None) -> tuple[np.ndarray, ...]:
         return (
-            metrics.auroc(y, log_odds, weights),
             metrics.average_precision(y, log_odds, weights),
             metrics.brier(y, log_odds, weights),
             *metrics.calibration(y, log_odds, weights),
         )
 
-    values, drawn = [float(value[0]) for value in statistic(None)], bootstrap(statistic)
+    values = [float(value[0]) for value in (*ranking(None), *of_risks(None))]
+    drawn = [*stratified(ranking), *plain(of_risks)]
     measured: dict[str, Any] = {
         name: {
             "value": value if np.isfinite(value) else None,
