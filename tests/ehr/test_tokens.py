@@ -131,6 +131,15 @@ def test_every_subject_gets_its_own_code_and_no_other():
         tokens.encode(store, 4, 0, 1, 9, 9)
 
 
+def test_old_rows_are_found_behind_many_that_give_no_token():
+    """Newest first: 20 rows not yet available and 20 excluded ones, then the three that count."""
+    events = [(1, h, "A", float(h), h) for h in range(3)]
+    events += [(1, 3, "MEDS_DEATH", np.nan, 3)] * 20 + [(1, 4, "B", 1.0, 99)] * 20
+    store = store_of(events)
+    found = encode(JointTokens.fit(store, [1], CONFIG), store, 1, 4, most=2)
+    np.testing.assert_allclose(found["days"], np.array([-3, -2]) / 24, rtol=1e-6)
+
+
 def test_only_training_subjects_are_fitted_on():
     train = [(1, h, "A", float(h), h) for h in range(5)]
     one, other = (
