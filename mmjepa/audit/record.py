@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from mmjepa.audit.events import CODED_AFTERWARDS, DAY_US, DEATH, DIED, DISCHARGE, NEVER, Events
+from mmjepa.audit.events import CODED_AFTERWARDS, DAY_US, DIED, DISCHARGE, NEVER, Events
 from mmjepa.audit.finding import Finding, judge, not_applicable
 
 HOUR_US = 3_600_000_000
@@ -140,7 +140,7 @@ def after_death(events: Events) -> list[Finding]:
     deaths = events.recorded_deaths_us
     if (deaths == NEVER).all():
         return [not_applicable("8", "events after death", "the record has no death")]
-    after = (events.times_us > events.deaths_us[events.subject]) & ~events.matching(DEATH)
+    after = events.times_us > events.deaths_us[events.subject]
     people = len(np.unique(events.subject[after]))
     midnight = int(((deaths != NEVER) & (deaths % DAY_US == 0)).sum())
     return [

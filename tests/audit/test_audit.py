@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from mmjepa.audit import audit, future_swap, prefix_invariance
-from mmjepa.audit.events import Events
+from mmjepa.audit.events import NEVER, Events, Stays
 from mmjepa.audit.scan import Rows, grouped_auroc, record_size, scan
 from mmjepa.refusal import Refusal
 
@@ -298,8 +298,27 @@ def test_a_cohort_without_splits_labels_or_stays_is_read_and_says_what_it_could_
 
 def test_grouped_auroc_counts_a_subject_once_a_class():
     rows = Rows(np.array([0, 0, 0, 1, 2, 3]), np.zeros(6, np.int64), np.array([1.0, 1, 1, 1, 0, 0]))
-    auroc, _ = grouped_auroc(np.array([[9.0], [9], [9], [0], [1], [2]]), rows)
-    assert auroc[0] == 0.5  # rows alone would say .75
+    auroc, _ = grouped_auroc(np.array([[9.0, 1], [9, 1], [9, 1], [0, 9], [1, 2], [2, 2]]), rows)
+    assert auroc.tolist() == [0.5, 0.5]  # rows alone would say .75 and .25; sums a subject 1 in the second
+
+
+def test_a_stay_holds_both_its_ends():
+    stays = Stays(np.array([0, 0, 1]), np.array([10, 50, 20]), np.array([30, NEVER, 30]))
+    times = np.array([9, 10, 30, 31, 49, 50, 1000, 10, 20])
+    inside, start, end = stays.current(np.array([0, 0, 0, 0, 0, 0, 0, 1, 1]), times)
+    assert inside.tolist() == [False, True, True, False, False, True, True, False, True]
+    assert start[inside].tolist() == [10, 10, 50, 50, 20]
+    assert end[inside].tolist() == [30, 30, NEVER, NEVER, 30]
+
+
+def test_the_diagnoses_of_a_stay_that_ends_as_the_next_one_begins_are_not_early(tmp_path, events):
+    end = events.loc[events["code"].str.startswith("HOSPITAL_DISCHARGE") & (events["subject_id"] == 1), "time"].iloc[0]
+    later = end + 50 * HOUR
+    adjoining = add(events, [(1, end, end)], "HOSPITAL_ADMISSION//EMERGENCY")
+    adjoining = add(adjoining, [(1, later, later)], "HOSPITAL_DISCHARGE//HOME")
+    adjoining = add(adjoining, [(1, end, end)], "DRG//1")
+    found = findings(audit(write(tmp_path / "cohort", adjoining)))
+    assert (found["6"]["count"], found["6b"]["count"]) == (N + 1, 0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -386,6 +405,9 @@ def test_prefix_invariance_and_future_swap_tell_an_honest_model_from_a_peeking_o
 
 def test_a_swap_that_moves_no_label_is_not_a_pass(records):
     assert future_swap(honest, lambda events, t: 0.0, *records).verdict == "not-applicable"
+    assert (
+        future_swap(honest, lambda events, t: float(events["subject_id"].iloc[0]), *records).verdict == "not-applicable"
+    )
     pasts = [record[record["available_time"] <= t] for record, t in zip(*records, strict=True)]
     assert prefix_invariance(honest, pasts, records[1]).verdict == "not-applicable"
 
