@@ -11,7 +11,7 @@ Verdict = Literal["pass", "warn", "fail", "not-applicable"]
 class Finding:
     """One check's result.
 
-    check: its number in docs/audit (a letter marks a part of it). count: how many items fired.
+    check: its number (a letter marks a part of it). count: how many items fired.
     sentence: what was found. advice: what to do, empty where there is nothing to do. task: the label task, or None.
     """
 
