@@ -1,6 +1,9 @@
 """Shared fixtures. One thread: several threads of tiny matrix products are slower, and far slower on a busy machine."""
 
+import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,4 +24,71 @@ def data_folder() -> Path:
     folder = Path(os.environ.get("MMJEPA_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("the optional real-data folder (MMJEPA_DATA) is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The toy trajectory system, as a module."""
+    spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "engine" / "toy.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_toy(toy, tmp_path):
+    """Run the toy's script on some ranks: ``run_toy(ranks, action, path, ...)``; returns the finished process."""
+
+    def start(ranks: int, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, toy.__file__, *map(str, arguments)]
+        if ranks > 1:
+            launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+            command = [sys.executable, *launch, *command[1:]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+        assert not check or done.returncode == 0, done.stderr[-2000:]
+        return done
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def ct_ehr_cohort(tmp_path_factory) -> Path:
+    """A synthetic cohort of 12 subjects with paired CT and records; it is shared, so leave it as it is."""
+    from mmjepa.ingest import ingest
+    from synthetic import generate
+
+    folder = tmp_path_factory.mktemp("ct_ehr")
+    generate(folder / "source", patients=12)
+    ingest(folder / "source", folder / "cohort")
+    return folder / "cohort"
+
+
+@pytest.fixture(scope="session")
+def icu_cohort(tmp_path_factory) -> Path:
+    """A bare MEDS root with 8 adults in intensive care for 5 to 19 hours; subjects 7 and 8 are held out."""
+    import pandas as pd
+
+    folder = tmp_path_factory.mktemp("icu")
+    rows = []
+    for subject in range(1, 9):
+        hours = 3 + 2 * subject
+        rows += [(subject, None, f"GENDER//{'FM'[subject % 2]}", None), (subject, -400_000.0, "MEDS_BIRTH", None)]
+        rows += [(subject, -2.0, "HOSPITAL_ADMISSION//ER", None), (subject, 0.0, "ICU_ADMISSION//MICU", None)]
+        rows += [(subject, h + 0.5, "LAB//HR//bpm", 60.0 + (7 * subject + 3 * h) % 40) for h in range(hours)]
+        rows += [(subject, h + 0.7, "LAB//MAP//mmHg", 50.0 + subject * h % 30) for h in range(0, hours, 3)]
+        rows += [(subject, 2.2, "INFUSION_START//NOREPI", 0.1), (subject, 4.5, "INFUSION_END//NOREPI", None)]
+        rows += [(subject, float(hours), "ICU_DISCHARGE", None), (subject, hours + 9.0, "HOSPITAL_DISCHARGE", None)]
+    frame = pd.DataFrame(rows, columns=["subject_id", "time", "code", "numeric_value"])
+    frame = frame.sort_values(["subject_id", "time"], kind="stable", na_position="first")
+    frame["time"] = pd.to_datetime(frame["time"].astype(float) * 3600, unit="s").astype("datetime64[us]")
+    frame["numeric_value"] = frame["numeric_value"].astype("float32")
+    for part in ("data", "metadata"):
+        (folder / part).mkdir()
+    frame.to_parquet(folder / "data" / "0.parquet", index=False)
+    codes = pd.DataFrame({"code": frame["code"].unique(), "description": None}).astype("string")
+    codes.to_parquet(folder / "metadata" / "codes.parquet")
+    splits = pd.DataFrame({"subject_id": range(1, 9), "split": ["train"] * 6 + ["held_out"] * 2})
+    splits.to_parquet(folder / "metadata" / "subject_splits.parquet")
     return folder

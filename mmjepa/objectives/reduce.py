@@ -21,7 +21,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        gradient = gradient.contiguous()
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may still need what it handed in
         dist.all_reduce(gradient)
         return gradient[ctx.start : ctx.stop]  # type: ignore[attr-defined]
 

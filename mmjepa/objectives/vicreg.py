@@ -41,5 +41,6 @@ def vicreg(z: Tensor, config: VICRegConfig) -> Tensor:
     z = gather_rows(z)
     if len(z) < 2:
         return z.sum() * 0.0
-    variance = variance_term(z, two_sided=config.two_sided)
-    return config.variance * variance + config.covariance * covariance_term(z, convention=config.convention)
+    with torch.autocast(z.device.type, enabled=False):  # statistics in float32, whatever the encoders ran in
+        variance = variance_term(z, two_sided=config.two_sided)
+        return config.variance * variance + config.covariance * covariance_term(z, convention=config.convention)
