@@ -28,8 +28,8 @@ def atomic_path(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
             with open(temporary, "rb") as handle:
                 os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _says_disk_full(error):
             raise Refusal(
                 "DISK_FULL", f"no space left while writing {path}", "Free some space and run the same command again"
             ) from error
@@ -39,6 +39,13 @@ def atomic_path(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _says_disk_full(error: Exception) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {code})" in str(error) for code in full)  # safetensors raises an error of its own
 
 
 def write_json(path: Path | str, value: Any) -> None:

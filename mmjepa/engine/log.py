@@ -1,6 +1,7 @@
 """``metrics.jsonl``: one row a step, fetched from the device only every few steps."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ class MetricsLog:
                 handle.writelines(json.dumps(row) + "\n" for row in rows)
                 handle.flush()
                 os.fsync(handle.fileno())
-        bad = next((row for row in rows if not abs(row["loss"]) < float("inf")), None)
-        if bad is not None:
+        for row in rows:
+            bad = [name for name in row if name.split(".")[0] in ("loss", "gradient") and not math.isfinite(row[name])]
+            if not bad:
+                continue
             raise Refusal(
                 "LOSS_NOT_FINITE",
-                f"the loss is {bad['loss']} at step {bad['step']} ({bad['phase']})",
+                f"the {bad[0]} is {row[bad[0]]} at step {row['step']} ({row['phase']})",
                 "Lower optim.lr, or look at the terms in metrics.jsonl; the last checkpoint is from before it",
             )
         return rows[-1]["loss"]
