@@ -32,7 +32,8 @@ class Qwen3Config:
     """path: folder or hub name for ``from_pretrained``; None: a small model is made from ``architecture`` (keys of
     transformers' Qwen3Config) and the vocabulary at hand. adapter: LoRA on a frozen base; None: the base itself learns.
     values: also read values and times (joint tokens). pack: tokens a packed row. latent: output width, None for the
-    hidden size without a projection. dtype: of the base weights."""
+    hidden size without a projection. dtype: of the base weights. checkpointing: keep no layer's activations, compute them again
+    in the backward pass."""
 
     path: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Qwen3Config:
     pack: int = 512
     latent: int | None = None
     dtype: str = "float32"
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.pack < 8:
@@ -91,6 +93,13 @@ def load_base(path: str | Path, dtype: str = "float32") -> nn.Module:
         ) from None
 
 
+def _checkpoint_activations(language: Any) -> None:
+    """Recompute layers in the backward pass, by the name that this transformers has for it. After the adapter is in: peft
+    would otherwise make the embeddings ask for gradients, which only the reentrant form needs."""
+    newer = getattr(language, "activation_checkpointing_enable", None)
+    (newer or language.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
 class Qwen3Encoder(nn.Module):
     """Sequences in, one latent each."""
 
@@ -113,6 +122,8 @@ class Qwen3Encoder(nn.Module):
                 warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers renamed
                 base = get_peft_model(base, settings)  # type: ignore[arg-type]
         self.lm = base
+        if config.checkpointing:
+            _checkpoint_activations(self.causal_lm)
         if config.values:
             self.value = nn.Sequential(nn.Linear(2, hidden), nn.GELU(), nn.Linear(hidden, hidden))
             self.time = nn.Linear(TIME_WIDTH, hidden)
