@@ -26,6 +26,10 @@ class RolloutLoss:
     horizon: int = 2
     chained: bool = True
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.horizon <= 2:
+            raise ValueError(f"horizon={self.horizon} must be 1 or 2: rollouts start where two more hours are left")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:

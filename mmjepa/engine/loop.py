@@ -24,6 +24,7 @@ from mmjepa.files import write_json
 from mmjepa.jepa import JEPA, Share
 from mmjepa.keyed import torch_seed
 from mmjepa.progress import bar, say
+from mmjepa.refusal import Refusal
 from mmjepa.run import Run
 
 
@@ -65,6 +66,7 @@ class Engine:
     ) -> None:
         self.model, self.sampler, self.curriculum, self.run, self.world = model, sampler, curriculum, run, world
         self.config, self.optim, self.seed = config, optim, seed
+        _check_batches(curriculum, world.size * config.accumulate)
         model.to(world.device)
         self.parts = model.parts()
         self.optimizer = make_optimizer(self.parts, optim)
@@ -230,6 +232,7 @@ class Engine:
     def _resume(self) -> None:
         state = self.run.latest(self.world.size)
         if state is None:
+            self.log.rewind(0)  # steps may have been logged before the first checkpoint
             return
         parameters = dict(self.model.named_parameters())
         with torch.no_grad():
@@ -276,6 +279,16 @@ class Engine:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _check_batches(curriculum: Curriculum, shares: int) -> None:
+    for index, phase in enumerate(curriculum.phases):
+        if phase.steps and curriculum.batch_of(index) < shares:
+            raise Refusal(
+                "CONFIG_VALUE",
+                f"phase '{phase.name}' has {curriculum.batch_of(index)} items a step for {shares} micro-batches",
+                "Raise batch, or lower engine.accumulate or the number of ranks",
+            )
 
 
 def digests(parts: dict[str, dict[str, nn.Parameter]]) -> dict[str, str]:

@@ -86,7 +86,15 @@ def toy_model(seed: int = 0, *, dropout: float = 0.1) -> JEPA:
     config = ModelConfig(
         ehr=Qwen3Config(adapter=LoRAConfig(rank=2, alpha=4), pack=16),
         predictor=PredictorConfig(
-            kinds=("state", "action"), latent=16, width=16, depth=1, heads=2, ffn=32, positions=16, dropout=dropout, attention_dropout=dropout
+            kinds=("state", "action"),
+            latent=16,
+            width=16,
+            depth=1,
+            heads=2,
+            ffn=32,
+            positions=16,
+            dropout=dropout,
+            attention_dropout=dropout,
         ),
         distance="l1_sum",
     )
@@ -97,7 +105,13 @@ def toy_phases(scale: int = 1) -> tuple[Phase, ...]:
     chained, forced = LossConfig(rollout=RolloutLoss(chained=True)), LossConfig(rollout=RolloutLoss(chained=False))
     ema = TeacherConfig(kind="ema", tau=0.9)
     return (
-        Phase(name="tuning", steps=2 * scale, train=("ehr.base",), loss=LossConfig(predict=0, next_token=1), own_schedule=True),
+        Phase(
+            name="tuning",
+            steps=2 * scale,
+            train=("ehr.base",),
+            loss=LossConfig(predict=0, next_token=1),
+            own_schedule=True,
+        ),
         Phase(name="warm-up", steps=3 * scale, train=("predictor",), loss=chained),
         Phase(name="joint", steps=5 * scale, train=("ehr.adapter", "predictor"), teacher=ema, loss=forced, batch=3),
         Phase(name="alignment", steps=3 * scale, train=("predictor",), teacher=ema, loss=forced),
@@ -118,7 +132,19 @@ LOSSES = {
 }
 
 
-def train(out: Path, *, resume: bool = False, scale: int = 1, workers: int = 0, phases: tuple[Phase, ...] | None = None, batch: int = 4, dropout: float = 0.1, accumulate: int = 1) -> Engine:
+def train(
+    out: Path,
+    *,
+    resume: bool = False,
+    scale: int = 1,
+    workers: int = 0,
+    phases: tuple[Phase, ...] | None = None,
+    batch: int = 4,
+    dropout: float = 0.1,
+    accumulate: int = 1,
+    checkpoint: int = 2,
+    log: int = 2,
+) -> Engine:
     """Run the curriculum into ``out``; every rank calls this."""
     plain = {"toy": scale}
     with world("cpu") as here:
@@ -128,12 +154,28 @@ def train(out: Path, *, resume: bool = False, scale: int = 1, workers: int = 0, 
         here.wait()
         sampler = ToySampler()
         curriculum = Curriculum(toy_phases(scale) if phases is None else phases, batch, len(sampler), 0)
-        config = EngineConfig(device="cpu", checkpoint=2, log=2, workers=workers, accumulate=accumulate)
+        config = EngineConfig(device="cpu", checkpoint=checkpoint, log=log, workers=workers, accumulate=accumulate)
         optim = OptimConfig(lr={"default": 1e-2})
         engine = Engine(toy_model(dropout=dropout), sampler, curriculum, run, here, config=config, optim=optim, seed=0)
+        _die_after(os.environ.get("TOY_DIE_AFTER"))
         engine.fit()
         here.wait()
         return engine
+
+
+def _die_after(steps: str | None) -> None:
+    """Let this process vanish, without a word to anyone, when it has taken so many steps."""
+    if steps is None:
+        return
+    taken, original = [0], Engine._step
+
+    def step(self: Engine, *arguments: object) -> None:
+        if taken[0] == int(steps):
+            os._exit(9)
+        taken[0] += 1
+        original(self, *arguments)
+
+    Engine._step = step
 
 
 def losses_and_gradients(out: Path) -> None:
