@@ -126,6 +126,20 @@ class Batch:
         layout = self.layout
         return torch.bincount(layout.kind[layout.target >= 0], minlength=kinds)
 
+    def uses(self) -> Tensor:
+        """How many slots each row of the latent table fills: int64 [R]."""
+        source = self.layout.source
+        return torch.bincount(source[source >= 0], minlength=sum(view.rows for view in self.views))
+
+    def next_tokens(self) -> int:
+        """How many next tokens its sequences ask for, a sequence counted once for every slot that it fills."""
+        used, first, total = self.uses(), 0, 0
+        for view in self.views:
+            if isinstance(view, SequenceView):
+                total += int(((view.offsets.diff() - 1) * used[first : first + view.rows]).sum())
+            first += view.rows
+        return total
+
     def rollouts(self) -> int:
         """How many sequences start a training rollout."""
         return int((self.layout.start >= 0).sum())

@@ -9,7 +9,7 @@ PLACE_WIDTH = 24
 
 def time_code(days: Tensor) -> Tensor:
     """[..., 32] for times [...]: log(1 + |days|), signed, at 16 log-spaced frequencies."""
-    frequencies = torch.exp(torch.linspace(-2.0, 4.0, TIME_WIDTH // 2, device=days.device))
+    frequencies = torch.exp(torch.linspace(-2.0, 1.0, TIME_WIDTH // 2, device=days.device))
     angle = (days.sign() * torch.log1p(days.abs()))[..., None] * frequencies
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 

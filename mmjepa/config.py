@@ -16,7 +16,8 @@ Config = TypeVar("Config")
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """Read a run's YAML. ``base: other.yaml`` (relative to the file) starts from another and states only what differs; lists are replaced whole."""
+    """Read a run's YAML. ``base: other.yaml`` (relative to the file), at the top or in any mapping, starts from another file
+    and states only what differs; lists are replaced whole."""
     path = Path(path)
     if not path.is_file():
         raise Refusal(
@@ -28,8 +29,12 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         raise Refusal("CONFIG_BROKEN", f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise Refusal("CONFIG_BROKEN", f"{path} holds a {type(values).__name__}, want key: value lines")
-    base = values.pop("base", None)
-    return values if base is None else merge(load_yaml(path.parent / base), values)
+    return _based(values, path.parent)
+
+
+def _based(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    own = {k: _based(v, folder) if isinstance(v, Mapping) else v for k, v in values.items() if k != "base"}
+    return own if "base" not in values else merge(load_yaml(folder / str(values["base"])), own)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

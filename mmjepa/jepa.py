@@ -123,14 +123,13 @@ class JEPA(nn.Module):
         total = torch.zeros((), device=batch.layout.kind.device)
         if loss.predict or loss.rollout or loss.vicreg or loss.sigreg:
             targets = self.targets(batch)
-            parts = [self._encode(view) for view in batch.views]
-            latents = torch.cat(parts)
+            latents = self.encode(batch.views)
             targets = latents.detach() if targets is None else targets
             if self.config.target_norm:
                 targets = F.layer_norm(targets.float(), targets.shape[-1:])
             if loss.predict or loss.rollout:
                 total = total + self._predictions(batch, loss, share, latents, targets, terms)
-            total = total + self._regularisers(loss, share, parts, terms)
+            total = total + self._regularisers(batch, loss, share, latents, terms)
             with torch.no_grad():
                 terms["latent_std"] = latents.float().std(dim=0).mean() / share.parts
                 terms["latent_norm"] = latents.float().norm(dim=-1).mean() / share.parts
@@ -176,22 +175,32 @@ class JEPA(nn.Module):
             current = layout.feeds[rows, current]
         return total * share.ranks / share.rollouts
 
-    def _regularisers(self, loss: LossConfig, share: Share, parts: list[Tensor], terms: dict[str, Tensor]) -> Tensor:
-        total = parts[0].new_zeros(())
+    def _regularisers(
+        self, batch: Batch, loss: LossConfig, share: Share, latents: Tensor, terms: dict[str, Tensor]
+    ) -> Tensor:
+        """Regularisers over the latents in the slots of each kind. Not over the table's rows: a text that stands in
+        several slots is one row, and how many rows a rank has would then depend on the ranks."""
+        kinds = []
+        for index in range(len(self.config.predictor.kinds) if loss.vicreg or loss.sigreg else 0):
+            source = batch.layout.source[batch.layout.kind == index]
+            kinds.append(latents[source[source >= 0]])
+        total = latents.new_zeros(())
         if loss.vicreg is not None:
-            terms["vicreg"] = torch.stack([vicreg(z, loss.vicreg) for z in parts]).sum() / share.parts
+            terms["vicreg"] = torch.stack([vicreg(z, loss.vicreg) for z in kinds]).sum() / share.parts
             total = total + terms["vicreg"]
         if loss.sigreg is not None:
-            terms["sigreg"] = torch.stack([sigreg(z, loss.sigreg, share.key) for z in parts]).sum() / share.parts
+            terms["sigreg"] = torch.stack([sigreg(z, loss.sigreg, share.key) for z in kinds]).sum() / share.parts
             total = total + loss.sigreg.weight * terms["sigreg"]
         return total
 
     def _next_token(self, batch: Batch, share: Share) -> Tensor:
-        sums = []
+        used, first, sums = batch.uses(), 0, []
         for view in batch.views:
             encoder = self.encoders[view.encoder]
             if isinstance(view, SequenceView) and isinstance(encoder, Qwen3Encoder):
-                sums.append(next_token(*encoder.next_token_logits(view)))
+                logits, tokens, sequence = encoder.next_token_logits(view)
+                sums.append((next_token(logits, tokens) * used[first + sequence]).sum())
+            first += view.rows
         if not sums:
             raise ValueError("next_token needs views of token sequences")
         return torch.stack(sums).sum() * share.ranks / max(1, share.tokens)

@@ -9,8 +9,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Mode = Literal["cross_modal", "temporal", "random_cells", "patches"]
+Mode = Literal["cross_modal", "temporal", "random_cells", "patches", "events"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+WITHIN = ("patches", "events")
 MODALITIES = ("ct", "ehr")
 
 
@@ -20,7 +21,13 @@ class CellMaskConfig:
     the cells that ``random_cells`` hides."""
 
     probability: dict[str, float] = field(
-        default_factory=lambda: {"cross_modal": 0.5, "temporal": 0.3, "random_cells": 0.2, "patches": 0.0}
+        default_factory=lambda: {
+            "cross_modal": 0.5,
+            "temporal": 0.3,
+            "random_cells": 0.2,
+            "patches": 0.0,
+            "events": 0.0,
+        }
     )
     hide: tuple[float, float] = (0.3, 0.5)
 
@@ -68,22 +75,25 @@ def feasible(present: np.ndarray) -> list[Mode]:
         modes.append("random_cells")
     if present[:, 0].any():
         modes.append("patches")
+    if present[:, 1].any():
+        modes.append("events")
     return modes
 
 
 def draw_cells(present: np.ndarray, rng: np.random.Generator, config: CellMaskConfig) -> CellMask | None:
     """Draw a mode, then what it hides. None if no mode of positive probability is feasible.
 
-    A subject with CT alone, whom no cell mode fits, is used by ``patches`` even where its probability is 0.
+    ``patches`` and ``events`` hide inside one cell, and every cell is context for the caller to choose from. A subject
+    with a single cell, whom no other mode fits, is used by them even where their probability is 0.
     """
     modes = feasible(present)
     weights = np.array([config.probability.get(mode, 0.0) for mode in modes])
-    if modes == ["patches"]:
+    if present.sum() == 1:
         weights = np.ones(1)
     if weights.sum() <= 0:
         return None
     mode = modes[int(rng.choice(len(modes), p=weights / weights.sum()))]
-    if mode == "patches":
+    if mode in WITHIN:
         return CellMask(mode, present.copy(), np.zeros_like(present))
     draw = {"cross_modal": _cross_modal, "temporal": _temporal, "random_cells": _random_cells}[mode]
     target = draw(present, rng, config) & present
@@ -141,6 +151,18 @@ def draw_patches(
             f"{keep} tokens should stay visible but only {len(outside)} lie outside the blocks; lower visible"
         )
     return np.sort(rng.permutation(outside)[:keep]), np.flatnonzero(hidden)
+
+
+def draw_events(count: int, rng: np.random.Generator, visible: float = 0.5) -> np.ndarray:
+    """Which of an EHR cell's events stay visible: bool [count], a random share, at least one on either side.
+
+    Raises ValueError for fewer than two events.
+    """
+    if count < 2:
+        raise ValueError("one event cannot be split into a visible and a hidden part")
+    shown = np.zeros(count, dtype=bool)
+    shown[rng.permutation(count)[: int(np.clip(round(visible * count), 1, count - 1))]] = True
+    return shown
 
 
 def draw_rollout_start(hours: int, rng: np.random.Generator) -> int:

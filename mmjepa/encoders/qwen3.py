@@ -7,7 +7,7 @@ the time. Many short sequences are packed into rows; the 4-D mask keeps them apa
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class Qwen3Config:
     """path: folder or hub name for ``from_pretrained``; None: a small model is made from ``architecture`` (keys of
     transformers' Qwen3Config) and the vocabulary at hand. adapter: LoRA on a frozen base; None: the base itself learns.
     values: also read values and times (joint tokens). pack: tokens a packed row. latent: output width, None for the
-    hidden size without a projection. dtype: of the base weights. checkpointing: keep no layer's activations, compute them again
-    in the backward pass."""
+    hidden size without a projection. pool: the latent is the state of the last token (Clin-JEPA), or the mean over all.
+    dtype: of the base weights. checkpointing: keep no layer's activations, compute them again in the backward pass."""
 
     path: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class Qwen3Config:
     values: bool = False
     pack: int = 512
     latent: int | None = None
+    pool: Literal["last", "mean"] = "last"
     dtype: str = "float32"
     checkpointing: bool = False
 
@@ -65,6 +66,7 @@ SMALL: dict[str, Any] = {
 
 def make_base(architecture: dict[str, Any], vocabulary: int) -> nn.Module:
     """A Qwen3 language model with random weights: ``SMALL`` with ``architecture`` laid over it."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import Qwen3Config as HFConfig
     from transformers import Qwen3ForCausalLM
 
@@ -72,8 +74,9 @@ def make_base(architecture: dict[str, Any], vocabulary: int) -> nn.Module:
         settings: dict[str, Any] = {**SMALL, **architecture, "vocab_size": vocabulary, "attn_implementation": "sdpa"}
         config = HFConfig(**settings)
         return Qwen3ForCausalLM(config)
-    except (TypeError, ValueError) as error:
-        raise Refusal("ENCODER_ARCHITECTURE", f"Qwen3 cannot be built from {architecture}: {error}") from None
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal("ENCODER_ARCHITECTURE", f"Qwen3 cannot be built from {architecture}: {reason}") from None
 
 
 def load_base(path: str | Path, dtype: str = "float32") -> nn.Module:
@@ -125,8 +128,13 @@ class Qwen3Encoder(nn.Module):
         if config.checkpointing:
             _checkpoint_activations(self.causal_lm)
         if config.values:
-            self.value = nn.Sequential(nn.Linear(2, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-            self.time = nn.Linear(TIME_WIDTH, hidden)
+            language = base.config  # type: ignore[union-attr]
+            # each code has a direction of its own along which its value moves the token; values and times start as loud
+            # as the codes themselves
+            self.value = nn.Embedding(language.vocab_size, hidden)  # type: ignore[arg-type, union-attr]
+            self.time = nn.Linear(TIME_WIDTH, hidden, bias=False)
+            nn.init.normal_(self.value.weight, std=language.initializer_range)  # type: ignore[arg-type, union-attr]
+            nn.init.normal_(self.time.weight, std=language.initializer_range / (TIME_WIDTH / 2) ** 0.5)  # type: ignore[operator, union-attr]
         self.head = nn.Linear(hidden, config.latent) if config.latent is not None else nn.Identity()
 
     @property
@@ -159,17 +167,26 @@ class Qwen3Encoder(nn.Module):
         return states[row, column]
 
     def forward(self, view: SequenceView) -> Tensor:
-        """Latents [V, latent], float32: the state of each sequence's last token. Raises ValueError on an empty sequence."""
-        if bool((view.offsets.diff() < 1).any()):
+        """Latents [V, latent], float32: the pooled states of each sequence. Raises ValueError on an empty sequence."""
+        lengths = view.offsets.diff()
+        if bool((lengths < 1).any()):
             raise ValueError("a sequence without tokens has no latent")
-        return self.head(self.hidden_states(view)[view.offsets[1:] - 1]).float()
+        states = self.hidden_states(view).float()
+        if self.config.pool == "last":
+            return self.head(states[view.offsets[1:] - 1]).float()
+        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, sequence, states)
+        return self.head(sums / lengths[:, None]).float()
 
-    def next_token_logits(self, view: SequenceView) -> tuple[Tensor, Tensor]:
-        """Logits [M, vocabulary] and the true next tokens [M], over all positions but each sequence's last."""
-        last = torch.zeros(len(view.tokens), dtype=torch.bool, device=view.tokens.device)
-        last[view.offsets[1:] - 1] = True
-        places = torch.nonzero(~last)[:, 0]
-        return self.causal_lm.lm_head(self.hidden_states(view)[places]), view.tokens[places + 1]
+    def next_token_logits(self, view: SequenceView) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [M, vocabulary], the true next tokens [M] and the sequence each stands in [M], over all positions but
+        each sequence's last."""
+        lengths = view.offsets.diff()
+        sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        followed = torch.ones_like(sequence, dtype=torch.bool)
+        followed[view.offsets[1:] - 1] = False
+        places = torch.nonzero(followed)[:, 0]
+        return self.causal_lm.lm_head(self.hidden_states(view)[places]), view.tokens[places + 1], sequence[places]
 
     def _embed(self, view: SequenceView) -> Tensor:
         embedded = self.causal_lm.get_input_embeddings()(view.tokens)
@@ -178,8 +195,8 @@ class Qwen3Encoder(nn.Module):
         assert view.values is not None, "joint tokens carry values, has_value and days"
         assert view.has_value is not None
         assert view.days is not None
-        value = torch.stack([view.values * view.has_value, view.has_value.float()], dim=-1)
-        return embedded + self.value(value) + self.time(time_code(view.days))
+        value = (view.values * view.has_value)[:, None] * self.value(view.tokens)
+        return embedded + (value + self.time(time_code(view.days))).to(embedded.dtype)
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """The language model's own parameters."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmjepa.batch import Batch, SequenceView, View
+from mmjepa.batch import Batch, SequenceView
 from mmjepa.curriculum import Curriculum
 from mmjepa.engine.start import World
 
@@ -79,9 +79,5 @@ def count(batches: Sequence[Batch], kinds: int) -> torch.Tensor:
     for batch in batches:
         totals[:kinds] += batch.target_kinds(kinds)
         totals[kinds] += batch.rollouts()
-        totals[kinds + 1] += sum(_next_tokens(view) for view in batch.views)
+        totals[kinds + 1] += batch.next_tokens()
     return totals
-
-
-def _next_tokens(view: View) -> int:
-    return len(view.tokens) - view.rows if isinstance(view, SequenceView) else 0

@@ -200,15 +200,17 @@ class Engine:
         }
         report["trained"] = {part: self._trained(part, after) for part in phase.train}
         report["frozen"] = {p: {"bit_equal": self.before[p] == after[p]} for p in self.parts if p not in phase.train}
+        if not all(entry["bit_equal"] for entry in report["frozen"].values()):
+            raise RuntimeError(f"a part that stands still in phase '{phase.name}' changed: {report['frozen']}")
         report["teacher_gap"] = float(self.model.teacher.gap(online))
         self.reports.append(report)
         self.model.kept = {}
         if self.world.first:
             write_json(self.run.phases, self.reports)
             moved = ", ".join(f"{p} ({len(t['tensors'])} tensors)" for p, t in report["trained"].items()) or "nothing"
-            same = all(entry["bit_equal"] for entry in report["frozen"].values())
-            frozen = f"{len(report['frozen'])} frozen parts {'bit-equal' if same else 'CHANGED'}"
-            say(f"  trained {moved}; {phase.steps} updates; {frozen}; teacher gap {report['teacher_gap']:.3g}")
+            still = ", ".join(report["frozen"]) or "nothing"
+            gap = f"teacher gap {report['teacher_gap']:.3g}"
+            say(f"  trained: {moved}; {phase.steps} updates; frozen, bit-equal: {still}; {gap}")
 
     def _trained(self, part: str, after: dict[str, str]) -> dict[str, Any]:
         parameters = self.parts[part]

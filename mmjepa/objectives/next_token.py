@@ -5,5 +5,5 @@ from torch import Tensor
 
 
 def next_token(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Sum over positions of the cross-entropy of logits [M, vocabulary] against the true next tokens [M]; float32."""
-    return F.cross_entropy(logits.float(), tokens, reduction="sum")
+    """Cross-entropy [M] of logits [M, vocabulary] against the true next tokens [M]; float32."""
+    return F.cross_entropy(logits.float(), tokens, reduction="none")

@@ -21,7 +21,7 @@ from mmjepa.ct.store import VolumeStore
 from mmjepa.ct.window import windowed
 from mmjepa.ehr.tokens import JointTokens, TokensConfig
 from mmjepa.keyed import generator
-from mmjepa.masking import CellMask, CellMaskConfig, PatchMaskConfig, draw_cells, draw_patches
+from mmjepa.masking import CellMask, CellMaskConfig, PatchMaskConfig, draw_cells, draw_events, draw_patches
 from mmjepa.pairing import pair
 from mmjepa.refusal import Refusal
 
@@ -84,6 +84,12 @@ class CtEhrSampler:
             )
         self.config, self.tokens, self.seed, self.patch = config, tokens, seed, patch
         self.grid = (config.crop[0] // patch, config.crop[1] // patch, config.crop[2] // patch)
+        if not cohort.images_paired:
+            raise Refusal(
+                "COHORT_UNPAIRED",
+                f"the images of {cohort.path} were ingested without a crosswalk, so nobody knows whose they are",
+                "Ingest again with --crosswalk",
+            )
         self.events, self.volumes = cohort.events(), VolumeStore(cohort.path)
         paired, self.pairing = pair(self.volumes.index, self.events)
         wanted = None if splits is None else np.concatenate([self.events.splits.get(s, []) for s in splits])
@@ -124,6 +130,8 @@ class CtEhrSampler:
                 skipped += 1
             elif mask.mode == "patches":
                 builder.add_patches(row, subject, rng)
+            elif mask.mode == "events":
+                skipped += not builder.add_events(row, subject, rng)
             else:
                 builder.add_cells(row, subject, mask)
         ids = torch.tensor([self.subjects[index].subject_id for _, index in items])
@@ -132,7 +140,7 @@ class CtEhrSampler:
     def embedding_batches(self, size: int = 64) -> Iterator[tuple[pd.DataFrame, list[View], np.ndarray]]:
         """Every date with a CT, in chunks: keys (subject_id, prediction_time, image_id), views with one row a date and
         modality (CT, then EHR), and which EHR cells exist, bool [rows]."""
-        rows = [(s, t) for s in self.subjects for t in np.flatnonzero(s.present[:, 0])]
+        rows = [(s, int(t)) for s in self.subjects for t in np.flatnonzero(s.present[:, 0])]
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
             keys = pd.DataFrame(
@@ -145,7 +153,8 @@ class CtEhrSampler:
             ehr = np.array([s.present[t, 1] for s, t in chunk])
             views: list[View] = [VolumeView("ct", self.voxels([s.images[t] for s, t in chunk]))]
             if ehr.any():
-                views.append(self.sequences([(s, t) for (s, t), there in zip(chunk, ehr, strict=True) if there]))
+                cells = [(s, t) for (s, t), there in zip(chunk, ehr, strict=True) if there]
+                views.append(self.sequences([self.encoded[s.subject_id, t] for s, t in cells]))
             yield keys, views, ehr
 
     def voxels(self, images: Sequence[str | None]) -> Tensor:
@@ -160,9 +169,8 @@ class CtEhrSampler:
             crops.append(windowed(crop, (self.config.window,)))
         return torch.from_numpy(np.stack(crops)) * 2 - 1
 
-    def sequences(self, cells: Sequence[tuple[Subject, int]]) -> SequenceView:
-        """The event tokens of some EHR cells."""
-        parts = [self.encoded[subject.subject_id, date] for subject, date in cells]
+    def sequences(self, parts: Sequence[dict[str, np.ndarray]]) -> SequenceView:
+        """A view of some EHR cells, given as their event tokens."""
         lengths = [len(part["codes"]) for part in parts]
         joined = {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in parts[0]}
         return SequenceView(
@@ -192,7 +200,8 @@ class CtEhrSampler:
             for date, (start, end) in enumerate(zip(since, times, strict=True)):
                 cell = self._encode(int(subject_id), int(start), int(end))  # type: ignore[arg-type]
                 self.encoded[int(subject_id), date] = cell  # type: ignore[arg-type]
-                present[date, 1] = len(cell["codes"]) > 0
+                static = self._encode(int(subject_id), int(end), int(end))  # type: ignore[arg-type]
+                present[date, 1] = len(cell["codes"]) > len(static["codes"])
             yield Subject(int(subject_id), times, tuple(last["image_id"]), present)  # type: ignore[arg-type]
 
 
@@ -202,7 +211,7 @@ class _Builder:
     def __init__(self, sampler: CtEhrSampler) -> None:
         self.sampler = sampler
         self.images: dict[str, list[str | None]] = {"seen": [], "patched": [], "hidden": []}
-        self.cells: dict[str, list[tuple[Subject, int]]] = {"seen": [], "hidden": []}
+        self.cells: dict[str, list[dict[str, np.ndarray]]] = {"seen": [], "hidden": []}
         self.keep: list[np.ndarray] = []
         # (batch row, kind, is target, table and row in it, days, place)
         self.slots: list[tuple[int, int, bool, str, int, float, np.ndarray]] = []
@@ -213,11 +222,30 @@ class _Builder:
         for target, chosen in ((False, mask.context), (True, mask.target)):
             group = "hidden" if target else "seen"
             for date, modality in np.argwhere(chosen):
-                table = self.images[group] if modality == 0 else self.cells[group]
-                table.append(subject.images[date] if modality == 0 else (subject, int(date)))  # type: ignore[arg-type]
+                if modality == 0:
+                    self.images[group].append(subject.images[date])
+                else:
+                    self.cells[group].append(self.sampler.encoded[subject.subject_id, int(date)])
                 days = float(subject.times_us[date] - reference) / DAY_US
-                name = f"{group}.{KINDS[modality]}"
-                self.slots.append((row, int(modality), target, name, len(table) - 1, days, np.zeros(3)))
+                self._add(row, int(modality), group, days)
+
+    def add_events(self, row: int, subject: Subject, rng: np.random.Generator) -> bool:
+        """Some events of one of the subject's EHR cells as context, the others as target; False if it has but one."""
+        dates = np.flatnonzero(subject.present[:, 1])
+        cell = self.sampler.encoded[subject.subject_id, int(dates[rng.integers(len(dates))])]
+        if len(cell["codes"]) < 2:
+            return False
+        shown = draw_events(len(cell["codes"]), rng)
+        for group, part in (("seen", shown), ("hidden", ~shown)):
+            self.cells[group].append({name: column[part] for name, column in cell.items()})
+            self._add(row, 1, group, 0.0)
+        return True
+
+    def _add(self, row: int, modality: int, group: str, days: float) -> None:
+        """A slot for the cell that was last put into a group."""
+        table = self.images[group] if modality == 0 else self.cells[group]
+        name = f"{group}.{KINDS[modality]}"
+        self.slots.append((row, modality, group == "hidden", name, len(table) - 1, days, np.zeros(3)))
 
     def add_patches(self, row: int, subject: Subject, rng: np.random.Generator) -> None:
         """Visible and hidden places of one of the subject's CTs."""
