@@ -101,7 +101,11 @@ class JEPA(nn.Module):
 
     def encode(self, views: list[View]) -> Tensor:
         """Online latents [R, D] of all views, in their order."""
-        return torch.cat([self._encode(view) for view in views])
+        return self._table([self._encode(view) for view in views])
+
+    def _table(self, parts: list[Tensor]) -> Tensor:
+        """One table of latents; a row of zeros, which nothing points at, where there is no view at all."""
+        return torch.cat(parts) if parts else self.predictor.output.weight.new_zeros(1, self.config.predictor.latent)
 
     def _encode(self, view: View) -> Tensor:
         kept = self.kept.get(view.encoder)
@@ -114,7 +118,7 @@ class JEPA(nn.Module):
         if batch.targets is None and self.teacher.kind == "online":
             return None
         views = batch.views if batch.targets is None else batch.targets
-        return torch.cat([self.teacher.encode(self.encoders, view.encoder, view) for view in views])
+        return self._table([self.teacher.encode(self.encoders, view.encoder, view) for view in views])
 
     def forward(self, batch: Batch, loss: LossConfig, share: Share) -> dict[str, Tensor]:
         """All terms of a micro-batch, unweighted by rank: their mean over ranks and sum over micro-batches is the value
@@ -131,7 +135,7 @@ class JEPA(nn.Module):
                 total = total + self._predictions(batch, loss, share, latents, targets, terms)
             total = total + self._regularisers(batch, loss, share, latents, terms)
             with torch.no_grad():
-                terms["latent_std"] = latents.float().std(dim=0).mean() / share.parts
+                terms["latent_std"] = latents.float().std(dim=0, correction=0).mean() / share.parts
                 terms["latent_norm"] = latents.float().norm(dim=-1).mean() / share.parts
         if loss.next_token:
             terms["next_token"] = self._next_token(batch, share)

@@ -92,7 +92,8 @@ class CtEhrSampler:
             )
         self.events, self.volumes = cohort.events(), VolumeStore(cohort.path)
         paired, self.pairing = pair(self.volumes.index, self.events)
-        wanted = None if splits is None else np.concatenate([self.events.splits.get(s, []) for s in splits])
+        known = self.events.splits
+        wanted = None if splits is None or not known else np.concatenate([known.get(s, []) for s in splits])
         self.encoded: dict[tuple[int, int], dict[str, np.ndarray]] = {}
         self.subjects = list(self._subjects(paired, wanted))
         self.fingerprint = cohort.fingerprint
