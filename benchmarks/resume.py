@@ -191,9 +191,9 @@ def untimed(rows: list[Row]) -> list[Row]:
     return [{key: value for key, value in row.items() if key not in TIMING} for row in rows]
 
 
-def same_files(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same files with the same bytes."""
-    names = [sorted(str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()) for f in (one, other)]
+def same_files(one: Path, other: Path, pattern: str = "*") -> bool:
+    """Whether two folders hold the same files (of a pattern) with the same bytes."""
+    names = [sorted(str(p.relative_to(f)) for p in f.rglob(pattern) if p.is_file()) for f in (one, other)]
     return names[0] == names[1] and all((one / n).read_bytes() == (other / n).read_bytes() for n in names[0])
 
 
@@ -289,7 +289,7 @@ def measure(work: Path, seed: int, count: int) -> dict[str, Any]:
     trials = chain(run, reference, planned(seed, count, config, reference.rows()))
     final = {
         "metrics": untimed(run.rows()) == untimed(reference.rows()),
-        "weights": same_files(run.run / "model", reference.run / "model"),
+        "weights": same_files(run.run / "model", reference.run / "model", "*.safetensors"),
         "checkpoint": same_as(reference, run.checkpoints()[-1], reference.checkpoints()[-1].name),
         "phases": run.run.joinpath("phases.json").read_bytes() == reference.run.joinpath("phases.json").read_bytes(),
     }
