@@ -14,6 +14,7 @@ from mmjepa.objectives.next_token import next_token
 from mmjepa.objectives.sigreg import SIGRegConfig, sigreg
 from mmjepa.objectives.vicreg import VICRegConfig, vicreg
 from mmjepa.predictor import Predictor, PredictorConfig, Slots, gather_slots
+from mmjepa.refusal import Refusal
 from mmjepa.rollout import rollout
 from mmjepa.teacher import Teacher
 
@@ -84,6 +85,15 @@ class JEPA(nn.Module):
             if base is None:
                 raise ValueError("the EHR encoder needs a language model: pass base")
             self.encoders["ehr"] = Qwen3Encoder(config.ehr, base)
+        widths = {name: encoder.width for name, encoder in self.encoders.items()} | {
+            "predictor": config.predictor.latent
+        }
+        if len(set(widths.values())) > 1:
+            raise Refusal(
+                "CONFIG_VALUE",
+                f"the latent widths differ: {widths}",
+                "Set latent of each encoder to model.predictor.latent",
+            )
         self.predictor = Predictor(config.predictor)
         self.teacher = Teacher()
         self.kept: dict[str, Tensor] = {}

@@ -18,9 +18,12 @@ from mmjepa.files import write_json
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.keyed import torch_seed
 from mmjepa.model import build_model, save_model
+from mmjepa.predictor import PredictorConfig
 from mmjepa.refusal import Refusal
 from mmjepa.run import Run
 from mmjepa.sample import CtEhrSampler, CtEhrViews, TrajectorySampler, TrajectoryViews, open_sampler
+from mmjepa.sample.ct_ehr import KINDS as CELL_KINDS
+from mmjepa.sample.trajectory import KINDS as HOUR_KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,19 @@ class RunConfig:
             raise ValueError("curriculum has no phase")
         if self.batch < 1:
             raise ValueError(f"batch={self.batch} must be at least 1")
+        _check_slots(self.views, self.model.predictor)
+
+
+def _check_slots(views: CtEhrViews | TrajectoryViews, predictor: PredictorConfig) -> None:
+    """What the sampler lays out must be what the predictor reads."""
+    cells = isinstance(views, CtEhrViews)
+    kinds = CELL_KINDS if cells else HOUR_KINDS
+    if predictor.kinds != kinds:
+        raise ValueError(f"model.predictor.kinds={list(predictor.kinds)} must be {list(kinds)} for {views.kind} views")
+    if cells and not (predictor.queries and predictor.position == "continuous"):
+        raise ValueError("hidden cells need model.predictor.queries=true and model.predictor.position=continuous")
+    if not cells and predictor.position == "learned" and 2 * views.window + 1 > predictor.positions:
+        raise ValueError(f"views.window={views.window} hours need model.predictor.positions={2 * views.window + 1}")
 
 
 def read_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:

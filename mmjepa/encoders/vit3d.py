@@ -48,6 +48,11 @@ class ViT3D(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.latent)
 
+    @property
+    def width(self) -> int:
+        """Latent width."""
+        return self.config.latent
+
     def grid(self, voxels: Tensor) -> tuple[int, int, int]:
         """Tokens along each axis for crops [V, 1, X, Y, Z]. Raises ValueError if the patch does not divide an edge."""
         edges = tuple(voxels.shape[2:])
