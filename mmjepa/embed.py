@@ -15,7 +15,7 @@ from mmjepa.evaluate.rollout import Rollout, rollout_metrics
 from mmjepa.evaluate.tables import EmbeddingTable, write_embeddings
 from mmjepa.files import atomic_path, sha256
 from mmjepa.jepa import JEPA
-from mmjepa.model import load_model
+from mmjepa.model import fingerprint, load_model
 from mmjepa.predictor import gather_slots
 from mmjepa.pretrain import RunConfig, fresh_model, run_sampler
 from mmjepa.progress import track
@@ -45,7 +45,7 @@ class TrainedRun:
     def facts(self, cohort: Cohort) -> dict[str, Any]:
         """Fingerprints that travel with every table made here."""
         return {
-            "model": "untrained" if self.untrained else sha256(self.run.model / "model.safetensors"),
+            "model": "untrained" if self.untrained else fingerprint(self.run.model),
             "config": sha256(self.run.config),
             "data": cohort.fingerprint,
         }

@@ -1,5 +1,6 @@
 """Models on disk: safetensors and JSON, the language model in Hugging Face form, its adapter in peft's."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mmjepa.config import build, to_plain
 from mmjepa.encoders.qwen3 import Qwen3Encoder, load_base, make_base
-from mmjepa.files import atomic_path, read_json, write_json
+from mmjepa.files import atomic_path, read_json, sha256, write_json
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.refusal import Refusal
 
@@ -36,11 +37,11 @@ def build_model(config: ModelConfig, folder: Path, vocabulary: int) -> JEPA:
 def save_model(model: JEPA, folder: Path, *, base_trained: bool) -> None:
     """Write ``folder``: config.json, model.safetensors (all but the language model), ``ehr/`` (the language model, when it
     was made or trained here) and ``ehr_adapter/`` (in peft's form)."""
-    outside = set()
+    outside = _language_model(model)
     if "ehr" in model.encoders:
         encoder = model.encoders["ehr"]
         assert isinstance(encoder, Qwen3Encoder)
-        outside = {f"encoders.ehr.{name}" for name in [*encoder.base_parameters(), *encoder.adapter_parameters()]}
+        outside |= {f"encoders.ehr.{name}" for name in encoder.adapter_parameters()}
         with _quiet():
             _save_language_model(encoder, folder, keep_base=base_trained or encoder.config.path is None)
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if n not in outside}
@@ -49,12 +50,18 @@ def save_model(model: JEPA, folder: Path, *, base_trained: bool) -> None:
     write_json(folder / "config.json", to_plain(model.config))
 
 
+def _language_model(model: JEPA) -> set[str]:
+    """Names of the language model's own parameters."""
+    return set(model.parts().get("ehr.base", ()))
+
+
 def _save_language_model(encoder: Qwen3Encoder, folder: Path, *, keep_base: bool) -> None:
     for own in ("ehr", "ehr_adapter"):  # a finished run that is resumed writes the same bytes again
         shutil.rmtree(folder / own, ignore_errors=True)
     if encoder.config.adapter is not None:
         with atomic_path(folder / "ehr_adapter") as temporary:
             encoder.lm.save_pretrained(temporary)  # type: ignore[operator]
+            _name_base(temporary, encoder.config.path)
     if keep_base:
         names = {id(p): name for name, p in encoder.causal_lm.named_parameters()}
         state = {names[id(p)].replace(".base_layer.", "."): p for p in encoder.base_parameters().values()}
@@ -64,8 +71,22 @@ def _save_language_model(encoder: Qwen3Encoder, folder: Path, *, keep_base: bool
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
 
 
+def _name_base(adapter: Path, base: str | None) -> None:
+    """peft notes where the base was read from, an absolute path of this machine; keep the name that the user typed."""
+    config = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", {**config, "base_model_name_or_path": base})
+    (adapter / "README.md").unlink(missing_ok=True)  # an empty form that holds the same path
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash of all weights that ``save_model`` wrote."""
+    parts = ("model.safetensors", "ehr/model.safetensors", "ehr_adapter/adapter_model.safetensors")
+    found = "".join(f"{part} {sha256(folder / part)}\n" for part in parts if (folder / part).is_file())
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
 def load_model(folder: Path | str) -> JEPA:
-    """The model that ``save_model`` wrote, in eval mode. Raises Refusal ``MODEL_MISSING``."""
+    """The model that ``save_model`` wrote, in eval mode. Raises Refusal ``MODEL_MISSING``, ``MODEL_BROKEN``."""
     folder = Path(folder)
     if not (folder / "model.safetensors").is_file():
         raise Refusal(
@@ -85,6 +106,12 @@ def load_model(folder: Path | str) -> JEPA:
     if config.ehr is not None and config.ehr.adapter is not None:
         adapter = load_file(folder / "ehr_adapter" / "adapter_model.safetensors")
         tensors |= {f"encoders.ehr.lm.{_adapter_name(name)}": value for name, value in adapter.items()}
+    wanted = parameters.keys() - _language_model(model)
+    if differing := sorted(wanted ^ tensors.keys()):
+        lack = "lacks" if differing[0] in wanted else "holds the unknown"
+        raise Refusal(
+            "MODEL_BROKEN", f"{folder} {lack} {differing[0]}", "Write it again with the version that trained it"
+        )
     with torch.no_grad():
         for name, value in tensors.items():
             parameters[name].copy_(value)

@@ -92,3 +92,67 @@ def icu_cohort(tmp_path_factory) -> Path:
     splits = pd.DataFrame({"subject_id": range(1, 9), "split": ["train"] * 6 + ["held_out"] * 2})
     splits.to_parquet(folder / "metadata" / "subject_splits.parquet")
     return folder
+
+
+TINY_QWEN3 = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def icu_run(icu_cohort, tmp_path_factory) -> Path:
+    """A finished trajectory run of a few steps, with an adapter and a teacher; leave it as it is."""
+    from mmjepa.config import build
+    from mmjepa.pretrain import RunConfig, pretrain
+
+    out = tmp_path_factory.mktemp("icu_run") / "run"
+    predictor = {"latent": 16, "width": 16, "depth": 1, "heads": 2, "ffn": 24, "positions": 29}
+    loss = {"rollout": {"chained": True}}
+    phases = [
+        {"name": "tuning", "steps": 2, "train": ["ehr.base"], "loss": {"predict": 0, "next_token": 1}},
+        {"name": "warm-up", "steps": 2, "train": ["predictor"], "loss": loss},
+        {"name": "joint", "steps": 3, "train": ["ehr.adapter", "predictor"], "teacher": {"kind": "ema"}},
+    ]
+    values = {
+        "data": str(icu_cohort),
+        "out": str(out),
+        "views": {"kind": "trajectory", "window": 14, "stride": 4, "vocabulary": 300, "min_hours": 4},
+        "model": {"ehr": {"architecture": TINY_QWEN3, "adapter": {"rank": 2}}, "predictor": predictor},
+        "curriculum": phases,
+        "batch": 4,
+        "optim": {"lr": {"default": 0.01}},
+        "engine": {"device": "cpu"},
+    }
+    pretrain(build(RunConfig, values))
+    return out
+
+
+@pytest.fixture(scope="session")
+def ct_ehr_run(ct_ehr_cohort, tmp_path_factory) -> Path:
+    """A finished CT+EHR run of a few steps; leave it as it is."""
+    from mmjepa.config import build
+    from mmjepa.pretrain import RunConfig, pretrain
+
+    out = tmp_path_factory.mktemp("ct_ehr_run") / "run"
+    predictor = {"kinds": ["ct", "ehr", "ct_patch"], "queries": True, "position": "continuous", "depth": 1, "heads": 2}
+    phases = [{"name": "joint", "steps": 3, "train": ["ct", "ehr.base", "ehr.front", "predictor"]}]
+    values = {
+        "data": str(ct_ehr_cohort),
+        "out": str(out),
+        "views": {"kind": "ct_ehr", "crop": [16, 16, 16]},
+        "model": {
+            "ct": {"patch": 8, "width": 12, "depth": 1, "heads": 2, "ffn": 16, "latent": 8},
+            "ehr": {"architecture": TINY_QWEN3, "values": True, "latent": 8},
+            "predictor": {**predictor, "latent": 8, "width": 12, "ffn": 16},
+        },
+        "curriculum": phases,
+        "batch": 4,
+        "engine": {"device": "cpu"},
+    }
+    pretrain(build(RunConfig, values))
+    return out

@@ -1,0 +1,110 @@
+"""Pretraining as one call leaves a run that says what it did, and can be entered again."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+import mmjepa.pretrain
+from mmjepa.config import build, load_yaml
+from mmjepa.curriculum import Phase
+from mmjepa.engine.checkpoint import load_latest
+from mmjepa.engine.log import read_metrics
+from mmjepa.engine.loop import Engine
+from mmjepa.pretrain import RunConfig, check_parts, pretrain, read_config
+from mmjepa.refusal import Refusal
+
+
+def config_of(run, **changes):
+    return dataclasses.replace(build(RunConfig, load_yaml(run / "config.yaml")), **changes)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_run_leaves_what_it_was_made_of(icu_run, icu_cohort):
+    from mmjepa.cohort import Cohort
+
+    facts = json.loads((icu_run / "run.json").read_text())
+    assert facts["data_fingerprint"] == Cohort.open(icu_cohort).fingerprint
+    assert facts["sampling"]["windows"] > 0
+    assert [row["step"] for row in read_metrics(icu_run / "metrics.jsonl")] == list(range(1, 8))
+    phases = json.loads((icu_run / "phases.json").read_text())
+    assert [(p["phase"], p["steps"]) for p in phases] == [("tuning", 2), ("warm-up", 2), ("joint", 3)]
+    assert {p.name for p in (icu_run / "model").iterdir()} >= {"config.json", "model.safetensors", "ehr", "ehr_adapter"}
+
+
+def test_the_saved_config_is_complete_and_gives_the_same_run(icu_run, tmp_path):
+    pretrain(config_of(icu_run, out=tmp_path / "again"))
+    ours, theirs = load_latest(icu_run / "checkpoints"), load_latest(tmp_path / "again" / "checkpoints")
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert all(torch.equal(value, theirs.tensors[name]) for name, value in ours.tensors.items())
+    other = config_of(icu_run, out=tmp_path / "seed", seed=1)
+    pretrain(other)
+    changed = load_latest(tmp_path / "seed" / "checkpoints")
+    assert not torch.equal(
+        ours.tensors["model/predictor.output.weight"], changed.tensors["model/predictor.output.weight"]
+    )
+
+
+def test_resuming_a_finished_run_changes_no_byte(icu_run, tmp_path):
+    shutil.copytree(icu_run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    summary = pretrain(config_of(icu_run, out=tmp_path / "run", resume=True))
+    assert contents(tmp_path / "run") == before
+    assert summary["steps"] == 7
+    assert [p["phase"] for p in summary["phases"]] == ["tuning", "warm-up", "joint"]
+
+
+def test_a_run_killed_midway_ends_as_if_it_had_not_been(icu_run, tmp_path, monkeypatch):
+    original = Engine._step
+
+    def step(self, *arguments):
+        if self.done == 5:
+            raise SystemExit
+        original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "_step", step)
+        with pytest.raises(SystemExit):
+            pretrain(config_of(icu_run, out=tmp_path / "run"))
+    pretrain(config_of(icu_run, out=tmp_path / "run", resume=True))
+    assert contents(tmp_path / "run" / "model") == contents(icu_run / "model")
+
+
+def test_changed_data_and_existing_outputs_are_refused(icu_run, icu_cohort, tmp_path, monkeypatch):
+    with pytest.raises(Refusal) as exists:
+        pretrain(config_of(icu_run))
+    assert exists.value.code == "OUTPUT_EXISTS"
+    shutil.copytree(icu_run, tmp_path / "run")
+    opened = mmjepa.pretrain.run_sampler
+
+    def other_data(*arguments, **named):
+        sampler = opened(*arguments, **named)
+        sampler.fingerprint = "other"
+        return sampler
+
+    monkeypatch.setattr(mmjepa.pretrain, "run_sampler", other_data)
+    with pytest.raises(Refusal) as data:
+        pretrain(config_of(icu_run, out=tmp_path / "run", resume=True))
+    assert data.value.code == "CHECKPOINT_DATA"
+
+
+def test_an_unknown_part_names_the_nearest_and_leaves_no_checkpoint(icu_run, tmp_path):
+    parts = ["ehr.base", "ehr.adapter", "predictor"]
+    with pytest.raises(Refusal) as refused:
+        check_parts([Phase(name="p", steps=1, train=("predicter",))], parts)
+    assert refused.value.code == "CONFIG_UNKNOWN_PART"
+    assert "'predictor'" in refused.value.hint
+    check_parts([Phase(name="p", steps=1, train=tuple(parts))], parts)
+
+
+def test_configs_without_phases_or_items_are_refused(icu_run, tmp_path):
+    for override, word in (("curriculum=[]", "no phase"), ("batch=0", "batch=0"), ("views.window=1", "window")):
+        with pytest.raises(Refusal) as refused:
+            read_config(icu_run / "config.yaml", [override])
+        assert refused.value.code == "CONFIG_VALUE"
+        assert word in refused.value.message
