@@ -22,7 +22,7 @@ from mmjepa.progress import track
 from mmjepa.refusal import Refusal
 from mmjepa.rollout import rollout
 from mmjepa.run import Run
-from mmjepa.sample.trajectory import ActionPolicy, TrajectorySampler, Written
+from mmjepa.sample.trajectory import CHUNK, ActionPolicy, TrajectorySampler, Written
 
 ALL_SPLITS = ("train", "tuning", "held_out")
 
@@ -63,7 +63,7 @@ def embed(run: Path | str, cohort: Path | str, out: Path | str, *, untrained: bo
     trained, opened = TrainedRun(run, untrained=untrained), Cohort.open(cohort)
     sampler = run_sampler(trained.config, opened, trained.run, splits=None)
     keys, z, missing = [], [], 0
-    for frame, views, present in track(sampler.embedding_batches(), f"embed {cohort}"):
+    for frame, views, present in track(sampler.embedding_batches(), f"embed {cohort}", sampler.embedding_chunks):
         parts = [_spread(trained.model, view, present).numpy() for view in views]
         if len(parts) == 1 and trained.config.views.kind == "ct_ehr":
             parts.append(np.zeros_like(parts[0]))
@@ -132,8 +132,12 @@ def rollout_table(
     asked = run_sampler(trained.config, opened, trained.run, splits=splits)
     assert isinstance(known, TrajectorySampler) and isinstance(asked, TrajectorySampler)  # noqa: PT018
     hours = min(trained.config.views.window, from_hour + horizon)
-    climatology = np.nanmedian(_states(known.written, _latents(trained.model, known), hours), axis=0)
-    results = {p: _roll(trained.model, asked, climatology, from_hour - 1, hours, p, draws) for p in policies}
+    climatology = np.nanmedian(_states(known.written, _latents(trained.model, known).numpy(), hours), axis=0)
+    latents, results = _latents(trained.model, asked), {}
+    for policy in policies:
+        results[policy], latents = _roll(
+            trained.model, asked, latents, climatology, from_hour - 1, hours, policy, draws
+        )
     table = pd.concat([r.table.assign(actions=p) for p, r in results.items()], ignore_index=True)
     if out is not None:
         with atomic_path(out) as temporary:
@@ -146,11 +150,12 @@ def rollout_table(
     }
 
 
-def _latents(model: JEPA, sampler: TrajectorySampler) -> np.ndarray:
-    """Latents of every text of a sampler, by id: float32 [texts, D]."""
-    chunks = sampler.corpus("ehr")
-    assert chunks is not None
-    return torch.cat([model.encode([view]) for view in track(list(chunks), "encode texts")]).numpy()
+def _latents(model: JEPA, sampler: TrajectorySampler, known: torch.Tensor | None = None) -> torch.Tensor:
+    """Latents of every text of a sampler, by id: float32 [texts, D]. known: those of the first ids, encoded before."""
+    done = [] if known is None else [known]
+    ids = np.arange(0 if known is None else len(known), len(sampler.corpus_of))
+    chunks = np.array_split(ids, max(1, len(ids) // CHUNK)) if len(ids) else []
+    return torch.cat(done + [model.encode([sampler.corpus_of.view(chunk)]) for chunk in track(chunks, "encode texts")])
 
 
 def _states(written: Sequence[Written], latents: np.ndarray, hours: int) -> np.ndarray:
@@ -165,23 +170,25 @@ def _states(written: Sequence[Written], latents: np.ndarray, hours: int) -> np.n
 def _roll(
     model: JEPA,
     sampler: TrajectorySampler,
+    latents: torch.Tensor,
     climatology: np.ndarray,
     start: int,
     hours: int,
     policy: ActionPolicy,
     draws: int,
-) -> Rollout:
+) -> tuple[Rollout, torch.Tensor]:
+    """The judged rollout under one policy, and the latents with those of the policy's own texts behind them."""
     chosen = sampler.rollout_stays(start, hours, policy)
     if not chosen:
         raise Refusal("ROLLOUT_EMPTY", f"no stay lasts beyond hour {start + 1}", "Lower from_hour, or name more splits")
-    latents = torch.from_numpy(_latents(model, sampler))
+    latents = _latents(model, sampler, latents)
     predictions = []
     for w, actions in track(chosen, f"roll out, actions {policy}"):
         _, layout = sampler.lay_out([(w.static, w.states[: len(actions)], actions)])
         ids = torch.from_numpy(np.unique(np.concatenate([[w.static], w.states[: len(actions)], actions])))
         slots = gather_slots(latents[ids], layout)
         predictions.append(rollout(model.predictor, slots, torch.tensor([2 * start + 1]), hours - 1 - start)[0])
-    return rollout_metrics(
+    judged = rollout_metrics(
         _states([w for w, _ in chosen], latents.numpy(), hours),
         torch.stack(predictions).numpy(),
         np.array([w.stay.subject_id for w, _ in chosen]),
@@ -189,3 +196,4 @@ def _roll(
         start=start,
         draws=draws,
     )
+    return judged, latents

@@ -21,7 +21,7 @@ ASSUMPTIONS = [
     "a matrix of n parameters costs 2n FLOPs a token forward, 2n backward for the inputs and 2n for its own gradient if it learns",
     "attention adds 4 * width * length FLOPs a token and layer forward, twice that backward",
     "weights in their dtype; gradients 4 and Adam's moments 8 bytes a trained parameter; teacher's shadows 4",
-    "activations: 34 bytes a token, layer and unit of width at 2-byte precision, twice that in fp32, one micro-batch, no recomputation",
+    "activations: 34 bytes a token, layer and unit of width at 2-byte precision, twice that in fp32, one micro-batch; with model.ehr.checkpointing a layer keeps its input alone, and one layer at a time is recomputed",
 ]
 
 
@@ -154,7 +154,9 @@ def _memory(
     for name, module in [*model.encoders.items(), ("predictor", model.predictor)]:
         tokens = load[{"ehr": "text_tokens", "ct": "volume_tokens", "predictor": "slots"}[name]]
         layers, width = _layers_and_width(module)
-        activations += 17 * size * tokens * layers * width // micro
+        layer = 17 * size * tokens * width // micro
+        recomputed = name == "ehr" and config.model.ehr is not None and config.model.ehr.checkpointing
+        activations += layer + layers * size * tokens * width // micro if recomputed else layers * layer
     memory = {
         "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
         "gradients": 4 * trained,

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +30,9 @@ from mmjepa.evaluate.collapse import collapse_panel
 from mmjepa.evaluate.judge import Arm, judge
 from mmjepa.evaluate.probe import LinearProbe
 from mmjepa.evaluate.tables import EmbeddingTable, ScoreTable, read_embeddings
-from mmjepa.files import read_json, write_json
+from mmjepa.files import fresh_folder, read_json, write_json
 from mmjepa.ingest import ingest
+from mmjepa.pairing import pair
 from mmjepa.pretrain import RunConfig, pretrain
 from mmjepa.progress import say
 from mmjepa.report import write_report
@@ -112,8 +113,6 @@ def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 def enter(config: Experiment) -> None:
     """A new folder, or with ``resume`` the one that is there."""
-    from mmjepa.files import fresh_folder
-
     if not config.resume:
         fresh_folder(config.out, "folder")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -157,8 +156,6 @@ def learn(config: RunConfig, cohort: Path) -> None:
     if (settled.model / "config.json").is_file():
         return
     started = settled.config.is_file()
-    from dataclasses import replace
-
     pretrain(replace(config, data=cohort, resume=started))
 
 
@@ -196,16 +193,17 @@ def judge_arms(
         ),
     ]
     oracle = {site: oracle_scores(config.out / f"{site}_source" / "truth" / "oracle.parquet") for site in cohorts}
-    if all(scores is not None for scores in oracle.values()):
+    known = {site: scores for site, scores in oracle.items() if scores is not None}
+    if len(known) == len(cohorts):
         arms.append(
             Arm(
                 "oracle",
-                oracle["inside"],
-                oracle.get("outside"),
+                known["inside"],
+                known.get("outside"),
                 says="knows how the world was made: no model can do better on average",
                 oracle=True,
             )
-        )  # type: ignore[arg-type]
+        )
     results = judge(
         arms,
         labels["inside"],
@@ -225,8 +223,6 @@ def arm(name: str, tables: dict[str, EmbeddingTable], probe: LinearProbe, says: 
 
 def baseline(name: str, cohorts: dict[str, Cohort]) -> dict[str, EmbeddingTable]:
     """Feature tables of a baseline: fitted on the inside site's training subjects, reused as they are outside."""
-    from mmjepa.pairing import pair
-
     tables, state = {}, None
     for site, cohort in cohorts.items():
         events = cohort.events()
@@ -271,7 +267,7 @@ def volumes(cohorts: dict[str, Path]) -> list[dict[str, Any]]:
                     "site": site,
                     "image_id": row.image_id,
                     "shape": shape,
-                    "spacing_mm": [round(s, 3) for s in spacing],
+                    "spacing_mm": [round(float(s), 3) for s in spacing],
                     "kernel": row.kernel,
                 }
             )

@@ -219,7 +219,9 @@ class Engine:
 
     def _save(self) -> None:
         self.log.flush()
-        tensors = {f"model/{name}": p for name, p in self.model.named_parameters()}
+        # a part that no phase trains is as the config and the seed make it: a frozen language model need not be written
+        learns = {part for phase in self.curriculum.phases for part in phase.train}
+        tensors = {f"model/{name}": p for part in learns for name, p in self.parts[part].items()}
         names = {id(p): name for name, p in self.model.named_parameters()}
         tensors |= {f"adam/{name}": value for name, value in moments(self.optimizer, names).items()}
         tensors |= {f"teacher/{name}": value for name, value in self.model.teacher.shadows.items()}
@@ -241,8 +243,9 @@ class Engine:
             for name, value in state.group("model").items():
                 parameters[name].copy_(value)
         restore_moments(self.optimizer, parameters, state.group("adam"))
+        # copies, because the file's own tensors lie at other alignments, where a matrix product may round otherwise
         shadows = state.group("teacher")
-        self.model.teacher.shadows = {name: value.to(self.world.device) for name, value in shadows.items()}
+        self.model.teacher.shadows = {n: value.to(self.world.device, copy=True) for n, value in shadows.items()}
         phase, step = state.facts["position"]
         self.position, self.done = (phase, step), state.facts["step"]
         self.reports, self.before = state.facts["reports"], state.facts["before"]

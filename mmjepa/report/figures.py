@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -68,14 +69,18 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> str:
         for i, name in enumerate(loss_terms(rows)):
             points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
             axes.plot(*zip(*points, strict=True), label=name, linewidth=1.6 if name == "loss" else 1.0, **_style(i))
-        last = None
+        values = np.array([row[name] for name in loss_terms(rows) for row in rows if row.get(name) is not None])
+        last, phases = None, 0
         for row in rows:
             if row.get("phase", last) != last:
                 axes.axvline(row["step"], color="#999999", linewidth=0.8)
+                phases += 1
                 place = (row["step"], 1.01)
-                axes.annotate(str(row["phase"]), place, xycoords=("data", "axes fraction"), fontsize=8, color="#444444")
+                axes.annotate(str(phases), place, xycoords=("data", "axes fraction"), fontsize=8, color="#444444")
                 last = row["phase"]
-        axes.set(xlabel="step", ylabel="loss")
+        if len(values) and values.min() > 0 and values.max() > 20 * values.min():
+            axes.set_yscale("log")
+        axes.set(xlabel="step (the numbers above count the phases)", ylabel="loss")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(figure)
 
@@ -83,7 +88,7 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> str:
 def loss_terms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the loss terms in metric rows, ``loss`` (what was minimised) first."""
     names = {name for row in rows for name, value in row.items() if isinstance(value, float)}
-    names = {name for name in names if name not in NOT_LOSSES and not name.startswith("gradient")}
+    names = {name for name in names if name not in NOT_LOSSES and not name.startswith(("gradient", "latent"))}
     return sorted(names & {"loss"}) + sorted(names - {"loss"})
 
 
@@ -99,7 +104,9 @@ def rollout(rows: Sequence[Mapping[str, Any]]) -> str:
                 axes.plot(h, [row["D"] for row in points], label=forecast.replace("_", " "), **_style(i))
                 low, high = [row["D_low"] for row in points], [row["D_high"] for row in points]
                 axes.fill_between(h, low, high, color=COLOURS[i % len(COLOURS)], alpha=0.15, linewidth=0)
-            axes.set(title=f"{cohort} cohort", xlabel="hours ahead", ylabel="error D(h)", ylim=(0, None))
+            # linear extrapolation soon leaves the others so far below that they could not be told apart
+            top = max(row["D"] for row in rows if row["cohort"] == cohort and row["forecast"] != "linear")
+            axes.set(title=f"{cohort} cohort", xlabel="hours ahead", ylabel="error D(h)", ylim=(0, 1.6 * top))
         panels[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(figure)
 

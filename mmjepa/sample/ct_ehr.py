@@ -138,6 +138,11 @@ class CtEhrSampler:
         ids = torch.tensor([self.subjects[index].subject_id for _, index in items])
         return builder.finish(len(items), ids, skipped)
 
+    @property
+    def embedding_chunks(self) -> int:
+        """How many chunks ``embedding_batches`` yields."""
+        return -(-sum(int(s.present[:, 0].sum()) for s in self.subjects) // 64)
+
     def embedding_batches(self, size: int = 64) -> Iterator[tuple[pd.DataFrame, list[View], np.ndarray]]:
         """Every date with a CT, in chunks: keys (subject_id, prediction_time, image_id), views with one row a date and
         modality (CT, then EHR), and which EHR cells exist, bool [rows]."""

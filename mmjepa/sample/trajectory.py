@@ -200,6 +200,11 @@ class TrajectorySampler:
         layout.time = layout.hour / 24.0
         return [self.corpus_of.view(ids)], layout
 
+    @property
+    def embedding_chunks(self) -> int:
+        """How many chunks ``embedding_batches`` yields."""
+        return -(-sum(w.stay.hours for w in self.written) // CHUNK)
+
     def embedding_batches(self, size: int = CHUNK) -> Iterator[tuple[pd.DataFrame, list[View], np.ndarray]]:
         """Every hour of every stay, known at the end of the hour: keys (subject_id, prediction_time), the state text's
         view, and which rows exist (all)."""
