@@ -31,6 +31,7 @@ from mmjepa.evaluate.judge import Arm, judge
 from mmjepa.evaluate.probe import LinearProbe
 from mmjepa.evaluate.tables import EmbeddingTable, ScoreTable, read_embeddings
 from mmjepa.files import fresh_folder, read_json, write_json
+from mmjepa.identity import salt_at
 from mmjepa.ingest import ingest
 from mmjepa.pairing import pair
 from mmjepa.pretrain import RunConfig, pretrain
@@ -140,8 +141,12 @@ def prepare(config: Experiment, site: Site, name: str) -> Path:
                 image_format=made.image_format,
                 workers=config.workers,
             )
+    salt = site.salt
+    if salt is None and site.crosswalk is not None:
+        salt = config.out / "salt.txt"  # outside the cohort, like the crosswalk
+        salt_at(salt, cohort=cohort)
     found = ingest(
-        source, cohort, ehr=site.ehr, ct=site.ct, crosswalk=site.crosswalk, salt=site.salt, workers=config.workers
+        source, cohort, ehr=site.ehr, ct=site.ct, crosswalk=site.crosswalk, salt=salt, workers=config.workers
     )
     write_json(config.out / f"{name}_ingest.json", found)
     say(
@@ -227,6 +232,7 @@ def baseline(name: str, cohorts: dict[str, Cohort]) -> dict[str, EmbeddingTable]
     for site, cohort in cohorts.items():
         events = cohort.events()
         rows, _ = pair(VolumeStore(cohort.path).index, events)
+        rows = rows.sort_values("image_id").drop_duplicates(["subject_id", "prediction_time"])
         train = events.splits.get("train", np.empty(0, dtype=np.int64))
         tables[site], state = features(name, cohort, rows, train, state)
     return tables
@@ -247,7 +253,9 @@ def oracle_scores(path: Path) -> ScoreTable | None:
 
 def panels(tables: dict[str, dict[str, EmbeddingTable]]) -> dict[str, Any]:
     """The collapse panel of each encoder, before and after training."""
-    found = {}
+    found: dict[str, Any] = {}
+    if len(tables["jepa"]["inside"]) < 2:
+        return found
     for part, name in enumerate(("CT encoder", "EHR encoder")):
         halves = {key: np.array_split(sites["inside"].z, 2, axis=1)[part] for key, sites in tables.items()}
         before = collapse_panel(halves["untrained"])
@@ -260,20 +268,11 @@ def volumes(cohorts: dict[str, Path]) -> list[dict[str, Any]]:
     """The first volumes of each site, shown with their voxels."""
     shown = []
     for site, cohort in cohorts.items():
-        for row in VolumeStore(cohort).index.head(3).itertuples():
-            shape, spacing = (row.shape_x, row.shape_y, row.shape_z), (row.spacing_x, row.spacing_y, row.spacing_z)
-            shown.append(
-                {
-                    "site": site,
-                    "image_id": row.image_id,
-                    "shape": shape,
-                    "spacing_mm": [round(float(s), 3) for s in spacing],
-                    "kernel": row.kernel,
-                }
-            )
-            say(
-                f"{site} volume {row.image_id}: {' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm, kernel {row.kernel or 'not told'}"
-            )
+        for row in VolumeStore(cohort).index.head(3).to_dict("records"):
+            shape, spacing = ([row[f"{what}_{axis}"] for axis in "xyz"] for what in ("shape", "spacing"))
+            shown.append({"site": site, "image_id": row["image_id"], "shape": shape, "spacing_mm": spacing})
+            voxels = f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:.3g}' for s in spacing)} mm"
+            say(f"{site} volume {row['image_id']}: {voxels}, kernel {row['kernel'] or 'not told'}")
     return shown
 
 

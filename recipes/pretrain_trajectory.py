@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from mmjepa.audit import audit
 from mmjepa.cohort import Cohort
 from mmjepa.console import run
@@ -78,29 +76,28 @@ def show_phases(phases: list[dict[str, Any]]) -> None:
 
 def show_rollout(rolled: dict[str, Any]) -> None:
     """Error and skill by horizon, the model beside copy-forward and climatology."""
-    table = pd.DataFrame(rolled["table"])
-    for actions, rows in table[table["cohort"] == "shrinking"].groupby("actions", sort=False):
+    for actions, summary in rolled["summary"].items():
         say(f"\nactions {actions}, from hour {rolled['from_hour']}, splits {', '.join(rolled['splits'])}")
         say(
-            f"{'h':>3} {'stays':>6} {'subjects':>9}   {'model D':<26} {'copy D':<8} {'climatology D':<14} {'MASE':<24} skill"
+            f"{'h':>3} {'stays':>6} {'subjects':>9}   {'model D':<26} {'copy D':<8} {'climatology D':<14} {'MASE':<26} skill"
         )
+        rows = [row for row in rolled["table"] if row["actions"] == actions and row["cohort"] == "shrinking"]
         for hour in HOURS:
-            at = rows[rows["h"] == hour].set_index("forecast")
-            if at.empty:
-                continue
-            model = at.loc["model"]
-            say(
-                f"{hour:>3} {model['windows']:>6} {model['subjects']:>9}   {_with(model, 'D'):<26} "
-                f"{at.loc['copy_forward', 'D']:<8.3f} {at.loc['climatology', 'D']:<14.3f} {_with(model, 'mase'):<24} {_with(model, 'skill')}"
-            )
-        drift = rolled["summary"][actions]["drift"]["shrinking"]
+            at = {row["forecast"]: row for row in rows if row["h"] == hour}
+            if at:
+                model, copied, usual = at["model"], at["copy_forward"]["D"], at["climatology"]["D"]
+                line = (
+                    f"{hour:>3} {model['windows']:>6} {model['subjects']:>9}   {_with(model, 'D'):<26} {copied:<8.3f} "
+                )
+                say(line + f"{usual:<14.3f} {_with(model, 'mase'):<26} {_with(model, 'skill')}")
+        drift = summary["drift"]["shrinking"]
         say("drift to the last hour: " + ", ".join(f"{name} {_percent(entry)}" for name, entry in drift.items()))
     say("few stays: the intervals are wide and nothing here ranks methods")
 
 
-def _with(row: pd.Series, name: str) -> str:
-    if pd.isna(row[f"{name}_low"]):
-        return f"{row[name]:.3f}"
+def _with(row: Mapping[str, Any], name: str) -> str:
+    if row[name] is None or row[f"{name}_low"] is None:
+        return "-" if row[name] is None else f"{row[name]:.3f}"
     return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
 
 
@@ -141,7 +138,7 @@ def page(
             f"After {rolled['from_hour']} hours of an ICU stay, how well does the model foretell the later states, hour by hour, "
             "feeding its own predictions back? Beside it stand forecasts that cost nothing."
         ),
-        "cohort": {"all splits" if k == "" else k: v for k, v in {"training": flow}.items()},
+        "cohort": {"training": flow},
         "metrics": read_metrics(folder.metrics),
         "collapse": collapse,
         "rollout": {

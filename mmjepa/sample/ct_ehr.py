@@ -53,13 +53,23 @@ class CtEhrViews:
 
 @dataclass(frozen=True)
 class Subject:
-    """One item. times_us: int64 [T] ascending; images: image_id at each date; present: bool [T, 2], which of the
-    date's CT and EHR cells exist."""
+    """One item. times_us: int64 [T] ascending; scans: at each date the image_ids of that moment (several where a scan was
+    reconstructed several times); present: bool [T, 2], which of the date's CT and EHR cells exist."""
 
     subject_id: int
     times_us: np.ndarray
-    images: tuple[str | None, ...]
+    scans: tuple[tuple[str, ...], ...]
     present: np.ndarray
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The first image of each date: the one that is embedded."""
+        return tuple(images[0] for images in self.scans)
+
+    def draw_image(self, date: int, rng: np.random.Generator) -> str:
+        """One of a date's images."""
+        images = self.scans[date]
+        return images[int(rng.integers(len(images)))] if len(images) > 1 else images[0]
 
 
 class CtEhrSampler:
@@ -134,7 +144,7 @@ class CtEhrSampler:
             elif mask.mode == "events":
                 skipped += not builder.add_events(row, subject, rng)
             else:
-                builder.add_cells(row, subject, mask)
+                builder.add_cells(row, subject, mask, rng)
         ids = torch.tensor([self.subjects[index].subject_id for _, index in items])
         return builder.finish(len(items), ids, skipped)
 
@@ -163,11 +173,10 @@ class CtEhrSampler:
                 views.append(self.sequences([self.encoded[s.subject_id, t] for s, t in cells]))
             yield keys, views, ehr
 
-    def voxels(self, images: Sequence[str | None]) -> Tensor:
+    def voxels(self, images: Sequence[str]) -> Tensor:
         """Windowed crops float32 [V, 1, X, Y, Z] in -1..1."""
         crops = []
         for image in images:
-            assert image is not None
             if self.config.spacing_mm is None:
                 crop = self.volumes.crop_hu(image, self.config.crop)
             else:
@@ -196,19 +205,19 @@ class CtEhrSampler:
     def _subjects(self, paired: pd.DataFrame, wanted: np.ndarray | None) -> Iterator[Subject]:
         known = set(np.asarray(self.events.subjects).tolist())
         chosen = known if wanted is None else known & {int(subject) for subject in wanted}
-        for subject_id, rows in paired.sort_values(["subject_id", "prediction_time", "image_id"]).groupby("subject_id"):
-            if int(subject_id) not in chosen:  # type: ignore[arg-type]
-                continue
-            last = rows.drop_duplicates("prediction_time").tail(self.config.dates)
-            times = last["prediction_time"].to_numpy().astype("datetime64[us]").astype(np.int64)
+        ordered = paired.sort_values(["subject_id", "prediction_time", "image_id"])
+        of_subject = dict(iter(ordered.groupby("subject_id")))
+        for subject_id in sorted(chosen & of_subject.keys()):
+            rows = of_subject[subject_id]
+            scans = rows.groupby("prediction_time")["image_id"].agg(tuple).tail(self.config.dates)
+            times = scans.index.to_numpy().astype("datetime64[us]").astype(np.int64)
             since = np.array([times[0] - round(self.config.history_days * DAY_US), *times[:-1]])
             present = np.ones((len(times), 2), dtype=bool)
-            for date, (start, end) in enumerate(zip(since, times, strict=True)):
-                cell = self._encode(int(subject_id), int(start), int(end))  # type: ignore[arg-type]
-                self.encoded[int(subject_id), date] = cell  # type: ignore[arg-type]
-                static = self._encode(int(subject_id), int(end), int(end))  # type: ignore[arg-type]
+            for date, (start, end) in enumerate(zip(since.tolist(), times.tolist(), strict=True)):
+                cell, static = self._encode(subject_id, start, end), self._encode(subject_id, end, end)
+                self.encoded[subject_id, date] = cell
                 present[date, 1] = len(cell["codes"]) > len(static["codes"])
-            yield Subject(int(subject_id), times, tuple(last["image_id"]), present)  # type: ignore[arg-type]
+            yield Subject(subject_id, times, tuple(scans), present)
 
 
 class _Builder:
@@ -216,20 +225,20 @@ class _Builder:
 
     def __init__(self, sampler: CtEhrSampler) -> None:
         self.sampler = sampler
-        self.images: dict[str, list[str | None]] = {"seen": [], "patched": [], "hidden": []}
+        self.images: dict[str, list[str]] = {"seen": [], "patched": [], "hidden": []}
         self.cells: dict[str, list[dict[str, np.ndarray]]] = {"seen": [], "hidden": []}
         self.keep: list[np.ndarray] = []
         # (batch row, kind, is target, table and row in it, days, place)
         self.slots: list[tuple[int, int, bool, str, int, float, np.ndarray]] = []
 
-    def add_cells(self, row: int, subject: Subject, mask: CellMask) -> None:
+    def add_cells(self, row: int, subject: Subject, mask: CellMask, rng: np.random.Generator) -> None:
         """Context and target cells of one subject."""
         reference = subject.times_us[np.flatnonzero(mask.context.any(axis=1))[-1]]
         for target, chosen in ((False, mask.context), (True, mask.target)):
             group = "hidden" if target else "seen"
             for date, modality in np.argwhere(chosen):
                 if modality == 0:
-                    self.images[group].append(subject.images[date])
+                    self.images[group].append(subject.draw_image(int(date), rng))
                 else:
                     self.cells[group].append(self.sampler.encoded[subject.subject_id, int(date)])
                 days = float(subject.times_us[date] - reference) / DAY_US
@@ -259,7 +268,7 @@ class _Builder:
         date = int(dates[rng.integers(len(dates))])
         visible, hidden = draw_patches(grid, rng, self.sampler.config.patches)
         first = len(self.images["patched"])
-        self.images["patched"].append(subject.images[date])
+        self.images["patched"].append(subject.draw_image(date, rng))
         self.keep.append(visible)
         places = np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=1) / np.maximum(1, np.array(grid) - 1)
         for target, name, chosen, rows in (
