@@ -298,3 +298,30 @@ def test_a_patch_that_does_not_fit_is_refused(ct_ehr_cohort, folder):
     with pytest.raises(Refusal) as refused:
         opened(ct_ehr_cohort, folder, crop=(20, 16, 16))
     assert refused.value.code == "CONFIG_VALUE"
+
+
+class Reconstructed(VolumeStore):
+    """The store, in which every scan was reconstructed twice: two images of one moment."""
+
+    def __init__(self, cohort):
+        super().__init__(cohort)
+        again = self.index.assign(image_id=self.index["image_id"] + "@1")
+        self.index = pd.concat([self.index, again], ignore_index=True)
+        self._row_of = {image: n for n, image in enumerate(self.index["image_id"])}
+
+    def hu(self, image_id):
+        return super().hu(image_id.partition("@")[0])
+
+
+def test_reconstructions_of_one_scan_are_drawn_from_and_make_no_date_of_their_own(ct_ehr_cohort, folder, monkeypatch):
+    monkeypatch.setattr(ct_ehr, "VolumeStore", Reconstructed)
+    sampler, seen = opened(ct_ehr_cohort, folder), []
+    assert all(len(s.scans) == 1 and len(s.scans[0]) == 2 for s in sampler.subjects)
+    monkeypatch.setattr(
+        sampler, "voxels", lambda images: seen.extend(images) or torch.zeros(len(images), 1, 16, 16, 16)
+    )
+    sampler.batch(everything(sampler, epochs=8))
+    drawn = {image.endswith("@1") for image in seen}
+    assert drawn == {False, True}
+    keys = pd.concat([frame for frame, _, _ in sampler.embedding_batches()])
+    assert not keys.duplicated(["subject_id", "prediction_time"]).any()
