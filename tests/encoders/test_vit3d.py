@@ -44,7 +44,7 @@ def test_changing_hidden_voxels_changes_no_bit_and_visible_ones_do(model):
 def test_keeping_every_token_is_keeping_none_aside(model):
     voxels = crops()
     everything = torch.arange(12).expand(2, -1)
-    torch.testing.assert_close(model.tokens(voxels, everything), model.tokens(voxels), atol=1e-6, rtol=0)
+    torch.testing.assert_close(model.tokens(voxels, everything), model.tokens(voxels), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_a_crop_is_encoded_alike_alone_and_in_company(model):
     voxels = crops(3)
     together = model(VolumeView("ct", voxels))
     singles = torch.cat([model(VolumeView("ct", voxels[i : i + 1])) for i in range(3)])
-    torch.testing.assert_close(together, singles, atol=1e-6, rtol=0)
+    torch.testing.assert_close(together, singles, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
