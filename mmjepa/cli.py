@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in arguments
 
     def call() -> Result:
-        options = _parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         value = options.call(options)
         if not as_json:
             options.show(value[0] if isinstance(value, tuple) else value)
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(call, as_json=as_json, debug="--debug" in arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     parser = _Parser(
         prog="mmjepa",
         description="Joint-embedding predictive pretraining on CT scans and electronic health records.",
@@ -106,7 +107,7 @@ def _model_verbs(verbs: Any) -> None:
         "pretrain a model as a config says",
         "Trains what the YAML config describes; key=value arguments override it (nested keys with dots). An existing run "
         "folder is never overwritten.",
-        "mmjepa pretrain recipes/configs/ct_ehr_demo.yaml seed=1",
+        "mmjepa pretrain recipes/configs/ct_ehr_small.yaml seed=1",
         "a run folder: config.yaml, metrics.jsonl, checkpoints/, model/",
     )
     _config_arguments(pretrain)
@@ -165,7 +166,7 @@ def _model_verbs(verbs: Any) -> None:
         _plan,
         "say what a config would train, how large and at what cost",
         "Resolves the config, counts parameters and steps, estimates memory and work; needs neither data nor weights.",
-        "mmjepa plan recipes/configs/ct_ehr_demo.yaml",
+        "mmjepa plan recipes/configs/ct_ehr_small.yaml",
         "parameters by part, phases, memory, FLOPs, and the assumptions behind them",
     )
     _config_arguments(plan)

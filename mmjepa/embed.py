@@ -119,7 +119,7 @@ def rollout_table(
 ) -> dict[str, Any]:
     """Roll the stays of some splits forward from hour ``from_hour`` and judge the drift beside forecasts that cost nothing.
 
-    The first ``from_hour`` hours of a stay are known. policies: which actions the later hours hold; ``recorded`` ones are
+    The first ``from_hour`` hours of a stay are known; the rollout ends with the window that the run was trained on. policies: which actions the later hours hold; ``recorded`` ones are
     privileged (they tell of the future). The climatology is the median of the training stays. Returns ``table`` (rows with
     intervals and counts) and ``summary``, both by policy; ``out``: also written there as csv.
     """
@@ -128,10 +128,17 @@ def rollout_table(
     trained, opened = TrainedRun(run), Cohort.open(cohort)
     if trained.config.views.kind != "trajectory":
         raise Refusal("RUN_KIND", f"{run} has no hours to roll over", "Name a run of pretrain_trajectory")
+    window = trained.config.views.window
+    if not 2 <= from_hour < window or horizon < 1:
+        raise Refusal(
+            "ROLLOUT_HOURS",
+            f"from_hour is {from_hour} and horizon {horizon}",
+            f"from_hour lies in 2..{window - 1} (this run knows windows of {window} h) and horizon is at least 1",
+        )
     known = run_sampler(trained.config, opened, trained.run, splits=("train",))
     asked = run_sampler(trained.config, opened, trained.run, splits=splits)
     assert isinstance(known, TrajectorySampler) and isinstance(asked, TrajectorySampler)  # noqa: PT018
-    hours = min(trained.config.views.window, from_hour + horizon)
+    hours = min(window, from_hour + horizon)
     climatology = np.nanmedian(_states(known.written, _latents(trained.model, known).numpy(), hours), axis=0)
     latents, results = _latents(trained.model, asked), {}
     for policy in policies:
