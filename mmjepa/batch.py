@@ -41,7 +41,7 @@ class SequenceView:
 
     tokens: int64 [L], all sequences behind one another. offsets: int64 [V+1]. values, has_value, days: float32 [L] for
     joint code+value tokens, None for text. ids: int64 [V], a name of each sequence that is the same in every batch
-    (equal ids hold equal tokens), so that latents of a frozen encoder can be kept; -1 where there is none.
+    (equal ids hold equal tokens), so that latents of a frozen encoder can be kept; None where they have no names.
     """
 
     encoder: str

@@ -121,8 +121,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise Refusal("CONFIG_TYPE", f"'{where}' is {value!r}, want key: value pairs")
+        if arguments[1] in (float, int, str):  # `a.b=1` on the command line means the key `a.b` here
+            value = _dotted(value)
         return {key: _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     return _convert_scalar(hint, value, where)
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -53,10 +53,6 @@ class Curriculum:
         """Items a step of a phase."""
         return self.phases[phase].batch or self.batch
 
-    def steps_before(self, phase: int) -> int:
-        """Optimiser steps of the phases before one."""
-        return sum(p.steps for p in self.phases[:phase])
-
     def drawn(self, phase: int, step: int) -> list[tuple[int, int]]:
         """The (epoch, item) pairs of one step. Items come in a keyed order, every one once an epoch; nothing but
         (seed, phases, step) decides them."""
@@ -71,6 +67,7 @@ class Curriculum:
     def _order(self, epoch: int) -> np.ndarray:
         orders = self.__dict__.setdefault("_orders", {})  # one epoch's order is drawn once, not once an item
         if epoch not in orders:
+            orders.clear()
             orders[epoch] = generator(self.seed, "order", epoch).permutation(self.items)
         return orders[epoch]
 

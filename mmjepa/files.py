@@ -82,6 +82,6 @@ def fresh_folder(path: Path | str, what: str) -> Path:
         raise Refusal(
             "OUTPUT_EXISTS",
             f"{path} already exists",
-            f"Resume it where the command allows that, or name another {what} with out=",
+            f"Resume it where the command allows that, or name another {what}",
         )
     return path

@@ -131,6 +131,17 @@ def visible_count(grid: tuple[int, int, int], config: PatchMaskConfig) -> int:
     return max(1, round(config.visible * int(np.prod(grid))))
 
 
+def check_patches(grid: tuple[int, int, int], config: PatchMaskConfig) -> None:
+    """Whether every draw leaves enough tokens visible. Raises ValueError if blocks that do not overlap hide too much."""
+    hidden = config.blocks * int(np.prod([max(1, round(config.block * n)) for n in grid]))
+    left = int(np.prod(grid)) - hidden
+    if left < visible_count(grid, config):
+        raise ValueError(
+            f"blocks may hide {hidden} of {int(np.prod(grid))} tokens and {visible_count(grid, config)} should stay visible; "
+            "lower block, blocks or visible"
+        )
+
+
 def draw_patches(
     grid: tuple[int, int, int], rng: np.random.Generator, config: PatchMaskConfig
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -115,7 +115,8 @@ def _phase(config: RunConfig, phase: Phase, model: JEPA, load: dict[str, int]) -
         teacher = forward if phase.teacher.kind != "online" else 0
         costs[name] = (0 if kept else forward) + (forward + 2 * trained * tokens if learns else 0) + teacher
     passes = 1 + (phase.loss.rollout.horizon if phase.loss.rollout and phase.loss.rollout.chained else 0)
-    costs["predictor"] = 3 * passes * _forward(model.predictor, load["slot_length"]) * load["slots"]
+    asked = bool(phase.loss.predict or phase.loss.rollout)
+    costs["predictor"] = 3 * asked * passes * _forward(model.predictor, load["slot_length"]) * load["slots"]
     costs = {name: int(cost * scale) if phase.steps else 0 for name, cost in costs.items()}
     return {
         "phase": phase.name,

@@ -117,7 +117,11 @@ class Predictor(nn.Module):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, slots: Slots) -> Tensor:
-        """Predicted latents [B, S, D], float32."""
+        """Predicted latents [B, S, D]; float32 throughout, whatever the autocast around it."""
+        with torch.autocast(slots.latent.device.type, enabled=False):
+            return self._predict(slots)
+
+    def _predict(self, slots: Slots) -> Tensor:
         config, layout, latent = self.config, slots.layout, slots.latent.float()
         if self.training and config.noise:
             latent = latent + config.noise * latent.detach().std(dim=-1, keepdim=True) * torch.randn_like(latent)

@@ -10,7 +10,7 @@ import yaml
 
 from mmjepa import __version__
 from mmjepa.engine import checkpoint
-from mmjepa.files import fresh_folder, read_json, write_json
+from mmjepa.files import atomic_path, fresh_folder, read_json, write_json
 from mmjepa.refusal import Refusal
 
 # keys that say where and how to run, but decide no bit of the result
@@ -36,10 +36,15 @@ class Run:
     def create(cls, folder: Path, config: Mapping[str, Any]) -> "Run":
         """A new run. Raises Refusal ``OUTPUT_EXISTS`` when the folder holds anything."""
         run = cls(fresh_folder(folder, "run"))
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        run.config.write_text(yaml.safe_dump(dict(config), sort_keys=False))
-        write_json(run.facts, {"mmjepa": __version__, "commit": _commit(), "threads": os.cpu_count()})
+        with atomic_path(run.config) as temporary:  # first and whole: from here on the run can be resumed
+            temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False))
+        run._furnish()
         return run
+
+    def _furnish(self) -> None:
+        self.checkpoints.mkdir(exist_ok=True)
+        if not self.facts.is_file():
+            write_json(self.facts, {"mmjepa": __version__, "commit": _commit(), "cores": os.cpu_count()})
 
     @classmethod
     def resume(cls, folder: Path, config: Mapping[str, Any]) -> "Run":
@@ -56,6 +61,7 @@ class Run:
                 f"{folder} was started with another config: {key} was {old.get(key)!r}, now {new.get(key)!r}{more}",
                 "Resume with the config of that run, or start another with out=",
             )
+        run._furnish()
         return run
 
     @classmethod

@@ -99,7 +99,6 @@ def test_the_walk_goes_on_where_it_stopped():
     assert list(curriculum.walk(0, 2)) == [(0, 2), (1, 0), (2, 0)]
     assert list(curriculum.walk(1, 0)) == [(1, 0), (2, 0)]
     assert curriculum.steps == 5
-    assert curriculum.steps_before(2) == 3
 
 
 def test_a_phase_that_trains_nothing_must_not_step():

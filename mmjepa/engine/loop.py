@@ -147,8 +147,11 @@ class Engine:
 
     def _forward(self, batch: Batch, phase: Phase, share: Share) -> dict[str, Tensor]:
         device = self.world.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with self._precision():
             return self.wrapped(to_device(batch, device), phase.loss, share)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _share(self, batches: list[Batch]) -> Share:
         kinds = len(self.model.config.predictor.kinds)
@@ -173,7 +176,7 @@ class Engine:
             if phase.sync:
                 self.model.teacher.sync(online)
             self.before = digests(self.parts)
-        self.model.kept = self._keep_frozen()
+        self.model.kept = self._keep_frozen() if phase.steps else {}
         self.model.train()
         self.wrapped = self.model
         if self.world.size > 1 and phase.steps:
@@ -187,7 +190,8 @@ class Engine:
         for name, encoder in self.model.encoders.items():
             chunks = self.sampler.corpus(name)
             if chunks is not None and not any(p.requires_grad for p in encoder.parameters()):
-                kept[name] = torch.cat([encoder(to_device(view, self.world.device)) for view in chunks])
+                with self._precision():
+                    kept[name] = torch.cat([encoder(to_device(view, self.world.device)) for view in chunks])
         return kept
 
     def _leave(self, phase: Phase) -> None:

@@ -67,6 +67,7 @@ def world(device: str | None = None) -> Iterator[World]:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place)
+        dist.barrier()  # a rank that leaves early tears the connections of those still at work
     finally:
         if joined:
             dist.destroy_process_group()

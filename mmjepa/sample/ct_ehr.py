@@ -21,7 +21,15 @@ from mmjepa.ct.store import VolumeStore
 from mmjepa.ct.window import windowed
 from mmjepa.ehr.tokens import JointTokens, TokensConfig
 from mmjepa.keyed import generator
-from mmjepa.masking import CellMask, CellMaskConfig, PatchMaskConfig, draw_cells, draw_events, draw_patches
+from mmjepa.masking import (
+    CellMask,
+    CellMaskConfig,
+    PatchMaskConfig,
+    check_patches,
+    draw_cells,
+    draw_events,
+    draw_patches,
+)
 from mmjepa.pairing import pair
 from mmjepa.refusal import Refusal
 
@@ -94,6 +102,10 @@ class CtEhrSampler:
             )
         self.config, self.tokens, self.seed, self.patch = config, tokens, seed, patch
         self.grid = (config.crop[0] // patch, config.crop[1] // patch, config.crop[2] // patch)
+        try:
+            check_patches(self.grid, config.patches)
+        except ValueError as error:
+            raise Refusal("CONFIG_VALUE", f"views.patches: {error}") from None
         if not cohort.images_paired:
             raise Refusal(
                 "COHORT_UNPAIRED",
