@@ -133,3 +133,10 @@ def test_plain_values_hold_no_objects():
         "weights": {},
         "optim": {"lr": 1e-3, "kind": "adamw"},
     }
+
+
+def test_a_dotted_override_reaches_a_dotted_key():
+    from mmjepa.engine.optim import OptimConfig
+
+    values = override({"optim": {"lr": {"ehr.adapter": 1.0, "default": 2.0}}}, ["optim.lr.ehr.adapter=3e-4"])
+    assert build(OptimConfig, values["optim"]).lr == {"default": 2.0, "ehr.adapter": 3e-4}

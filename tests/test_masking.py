@@ -12,6 +12,7 @@ from mmjepa.masking import (
     WITHIN,
     CellMaskConfig,
     PatchMaskConfig,
+    check_patches,
     draw_cells,
     draw_events,
     draw_patches,
@@ -227,3 +228,13 @@ def test_impossible_configs_are_errors():
         CellMaskConfig(hide=(0.6, 0.5))
     with pytest.raises(ValueError, match="block="):
         PatchMaskConfig(block=1.0)
+
+
+@pytest.mark.parametrize(("blocks", "fits"), [(1, True), (2, True), (6, True), (7, False)])
+def test_blocks_that_could_hide_too_much_are_known_before_any_draw(blocks, fits):
+    config = PatchMaskConfig(block=0.5, blocks=blocks, visible=0.25)  # 8 of 64 tokens a block, 16 visible
+    if fits:
+        check_patches((4, 4, 4), config)
+    else:
+        with pytest.raises(ValueError, match="lower block, blocks or visible"):
+            check_patches((4, 4, 4), config)

@@ -188,3 +188,15 @@ def test_a_gathered_slot_holds_its_row_and_queries_hold_zeros():
     slots = gather_slots(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), layout)
     assert isinstance(slots, Slots)
     assert slots.latent.tolist() == [[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]]
+
+
+def test_the_predictor_computes_in_float32_under_autocast():
+    model = Predictor(PredictorConfig(latent=8, width=8, depth=1, heads=2, ffn=8, positions=9)).eval()
+    torch.nn.init.normal_(model.output.weight)
+    layout = Layout.empty(1, 3)
+    layout.kind[0], layout.source[0], layout.hour[0] = torch.tensor([0, 1, 0]), torch.arange(3), torch.tensor([0, 0, 1])
+    slots = gather_slots(torch.randn(3, 8), layout)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = model(slots)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, model(slots))

@@ -54,3 +54,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert code(lambda: Run.open(tmp_path)) == "RUN_MISSING"
     assert code(lambda: Run.resume(tmp_path / "none", CONFIG)) == "RUN_MISSING"
     assert Run.create(tmp_path / "run", CONFIG).latest(1) is None
+
+
+def test_a_run_killed_right_after_its_config_was_written_can_be_resumed(tmp_path):
+    Run.create(tmp_path / "run", {"a": 1})
+    (tmp_path / "run" / "run.json").unlink()
+    (tmp_path / "run" / "checkpoints").rmdir()
+    run = Run.resume(tmp_path / "run", {"a": 1})
+    assert run.latest(1) is None
+    assert "mmjepa" in run.saved_facts()
