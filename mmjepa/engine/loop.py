@@ -83,11 +83,14 @@ class Engine:
         checkpoint is left."""
         torch.manual_seed(torch_seed(self.seed, "steps", self.world.rank))
         self._resume()
-        with self._interruptible():
-            for phase, step in self.curriculum.walk(*self.position):
-                if phase >= len(self.curriculum.phases):
-                    break
-                self._run_phase(phase, step)
+        try:
+            with self._interruptible():
+                for phase, step in self.curriculum.walk(*self.position):
+                    if phase >= len(self.curriculum.phases):
+                        break
+                    self._run_phase(phase, step)
+        finally:
+            self.wrapped = self.model  # the wrapper must not outlive the process group
         return self.reports
 
     def _run_phase(self, index: int, first: int) -> None:

@@ -1,5 +1,6 @@
 """Start-up under plain Python or torchrun."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,4 +71,5 @@ def world(device: str | None = None) -> Iterator[World]:
         dist.barrier()  # a rank that leaves early tears the connections of those still at work
     finally:
         if joined:
+            gc.collect()  # a wrapper that outlives its process group ends the process with an abort now and then
             dist.destroy_process_group()

@@ -206,6 +206,7 @@ def losses_and_gradients(out: Path) -> None:
             value = float(here.mean(terms["loss"].detach()))
             gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
             results[name] = {"loss": value, "gradient": gradient.tolist()}
+            del wrapped, terms, model
         if here.first:
             out.write_text(json.dumps(results))
 
