@@ -1,5 +1,6 @@
 """How a command ends: exit codes, refusals in one line, one JSON object on standard output. The verbs and the recipes share it."""
 
+import argparse
 import contextlib
 import errno
 import json
@@ -34,6 +35,22 @@ def run(function: Callable[[], Result], *, as_json: bool = False, debug: bool = 
     if as_json:
         print(json.dumps(_plain(result), allow_nan=False), flush=True)
     return code
+
+
+def recipe_parser(description: str | None) -> argparse.ArgumentParser:
+    """What every recipe understands: --config, key=value overrides, --json and --debug; a recipe may add its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file, for instance one of recipes/configs/")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the only line of standard output")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the config, for instance seed=1")
+    return parser
+
+
+def run_recipe(main: Callable[[argparse.Namespace], Result], parser: argparse.ArgumentParser) -> int:
+    """Parse the command line and call ``main``; returns the exit code: ``sys.exit(run_recipe(main, parser))``."""
+    options = parser.parse_args()
+    return run(lambda: main(options), as_json=options.json, debug=options.debug)
 
 
 def _outcome(function: Callable[[], Result], debug: bool) -> tuple[Mapping[str, Any], int]:

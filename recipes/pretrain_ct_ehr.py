@@ -22,7 +22,7 @@ from mmjepa.audit import audit
 from mmjepa.baselines import features
 from mmjepa.cohort import Cohort
 from mmjepa.config import build, load_yaml, override, resolved_yaml
-from mmjepa.console import run
+from mmjepa.console import recipe_parser, run_recipe
 from mmjepa.ct.store import VolumeStore
 from mmjepa.embed import embed
 from mmjepa.engine.log import read_metrics
@@ -342,14 +342,4 @@ def flow(config: Experiment, site: str, cohort: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config", required=True, help="an experiment's YAML, for instance recipes/configs/ct_ehr_demo.yaml"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the only line of standard output")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="lay over the config, for instance labelled=100"
-    )
-    given = parser.parse_args()
-    sys.exit(run(lambda: main(given), as_json=given.json, debug=given.debug))
+    sys.exit(run_recipe(main, recipe_parser(__doc__)))

@@ -11,12 +11,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mmjepa.audit import audit
 from mmjepa.cohort import Cohort
-from mmjepa.console import run
+from mmjepa.console import recipe_parser, run_recipe
 from mmjepa.embed import embed, rollout_table
 from mmjepa.engine.log import read_metrics
 from mmjepa.evaluate.collapse import collapse_panel
@@ -28,6 +27,7 @@ from mmjepa.report import write_report
 from mmjepa.run import Run
 
 HOURS = (1, 6, 12, 24, 48)
+SPLITS = ("tuning", "held_out")  # neither is trained on
 
 
 def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
     phases = pretrain(config)["phases"]
     show_phases(phases)
     rolled = rollout_table(
-        config.out, config.data, from_hour=arguments.from_hour, horizon=arguments.horizon, splits=arguments.splits
+        config.out, config.data, from_hour=arguments.from_hour, horizon=arguments.horizon, splits=SPLITS
     )
     show_rollout(rolled)
     write_json(config.out / "rollout.json", rolled)
@@ -166,22 +166,7 @@ LIMITS = [
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        required=True,
-        help="a run's YAML, for instance recipes/configs/clin_jepa_mimic_demo.yaml",
-    )
+    parser = recipe_parser(__doc__)
     parser.add_argument("--from-hour", type=int, default=24, help="hours of a stay that are known (24)")
     parser.add_argument("--horizon", type=int, default=48, help="hours to roll forward (48)")
-    parser.add_argument(
-        "--splits", nargs="+", default=["tuning", "held_out"], help="splits to judge on (tuning held_out)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the only line of standard output")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="lay over the config, for instance data=FOLDER"
-    )
-    given = parser.parse_args()
-    sys.exit(run(lambda: main(given), as_json=given.json, debug=given.debug))
+    sys.exit(run_recipe(main, parser))
