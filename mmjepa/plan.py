@@ -18,6 +18,7 @@ from mmjepa.refusal import Refusal
 from mmjepa.sample import CtEhrViews, TrajectoryViews
 
 ASSUMPTIONS = [
+    "FLOPs are the model's: recomputed activations and the one pass over all texts of an encoder that stands still are left out",
     "a matrix of n parameters costs 2n FLOPs a token forward, 2n backward for the inputs and 2n for its own gradient if it learns",
     "attention adds 4 * width * length FLOPs a token and layer forward, twice that backward",
     "weights in their dtype; gradients 4 and Adam's moments 8 bytes a trained parameter; teacher's shadows 4",
