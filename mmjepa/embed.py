@@ -22,6 +22,7 @@ from mmjepa.progress import track
 from mmjepa.refusal import Refusal
 from mmjepa.rollout import rollout
 from mmjepa.run import Run
+from mmjepa.sample import check_fitted
 from mmjepa.sample.trajectory import CHUNK, ActionPolicy, TrajectorySampler, Written
 
 ALL_SPLITS = ("train", "tuning", "held_out")
@@ -38,6 +39,8 @@ class TrainedRun:
         self.config = build(RunConfig, self.run.saved_config())
         self.untrained = untrained
         self.model = load_model(self.run.model)
+        language_model = self.config.model.ehr.path if self.config.model.ehr else None
+        check_fitted(self.config.views, self.run.model, language_model)
         if untrained:
             vocabulary = self.model.encoders["ehr"].causal_lm.config.vocab_size if "ehr" in self.model.encoders else 0  # type: ignore[union-attr]
             self.model = fresh_model(self.config, self.run, vocabulary).eval()

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mmjepa.config import build, to_plain
 from mmjepa.encoders.qwen3 import Qwen3Encoder, load_base, make_base
@@ -102,9 +104,9 @@ def load_model(folder: Path | str) -> JEPA:
             base = load_base(own if own.is_dir() else str(config.ehr.path), config.ehr.dtype)
     model = JEPA(config, base)
     parameters = dict(model.named_parameters())
-    tensors = load_file(folder / "model.safetensors")
+    tensors = _tensors(folder / "model.safetensors")
     if config.ehr is not None and config.ehr.adapter is not None:
-        adapter = load_file(folder / "ehr_adapter" / "adapter_model.safetensors")
+        adapter = _tensors(folder / "ehr_adapter" / "adapter_model.safetensors")
         tensors |= {f"encoders.ehr.lm.{_adapter_name(name)}": value for name, value in adapter.items()}
     wanted = parameters.keys() - _language_model(model)
     if differing := sorted(wanted ^ tensors.keys()):
@@ -116,6 +118,15 @@ def load_model(folder: Path | str) -> JEPA:
         for name, value in tensors.items():
             parameters[name].copy_(value)
     return model.eval()
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        raise Refusal(
+            "MODEL_BROKEN", f"{path} is missing or damaged", "Copy it again, or resume its run, which writes it again"
+        ) from None
 
 
 def _adapter_name(name: str) -> str:

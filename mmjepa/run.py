@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from mmjepa import __version__
+from mmjepa.config import load_yaml
 from mmjepa.engine import checkpoint
 from mmjepa.files import atomic_path, fresh_folder, read_json, write_json
 from mmjepa.refusal import Refusal
@@ -51,7 +52,7 @@ class Run:
         """An existing run of the same config. Raises Refusal ``RUN_MISSING`` or ``CHECKPOINT_CONFIG``, which names the keys
         that differ."""
         run = cls.open(folder)
-        old, new = _flat(yaml.safe_load(run.config.read_text())), _flat(config)
+        old, new = _flat(run.saved_config()), _flat(config)
         differing = sorted(k for k in old.keys() | new.keys() if k not in FREE_KEYS and old.get(k) != new.get(k))
         if differing:
             key = differing[0]
@@ -98,7 +99,7 @@ class Run:
 
     def saved_config(self) -> dict[str, Any]:
         """The resolved config as plain values."""
-        return yaml.safe_load(self.config.read_text())
+        return load_yaml(self.config)
 
     def saved_facts(self) -> dict[str, Any]:
         """Version, commit and fingerprints."""

@@ -1,5 +1,7 @@
 """Embedding tables and rollouts of a run are what its model says, row by row."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,3 +146,22 @@ def test_what_happens_after_the_last_known_hour_moves_no_rollout_without_recorde
         module.rollout_metrics = original
     for plain, scrambled, same in ((*seen[:2], True), (*seen[2:4], True), (*seen[4:], False)):
         assert np.allclose(plain, scrambled, atol=1e-5, equal_nan=True) == same
+
+
+def test_what_was_fitted_in_training_is_never_fitted_anew(icu_run, icu_cohort, ct_ehr_run, ct_ehr_cohort, tmp_path):
+    for run, cohort, fitted in ((ct_ehr_run, ct_ehr_cohort, "tokens.json"), (icu_run, icu_cohort, "tokenizer")):
+        copy = tmp_path / run.name / fitted
+        shutil.copytree(run, copy)
+        kept = copy / "model" / fitted
+        if kept.is_dir():
+            (kept / "tokenizer.json").write_text("{")
+            with pytest.raises(Refusal) as broken:
+                embed(copy, cohort, tmp_path / "t.parquet")
+            assert broken.value.code == "TOKENIZER_BROKEN"
+            shutil.rmtree(kept)
+        else:
+            kept.unlink()
+        with pytest.raises(Refusal) as gone:
+            embed(copy, cohort, tmp_path / "t.parquet")
+        assert gone.value.code == "MODEL_BROKEN"
+        assert not kept.exists()

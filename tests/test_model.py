@@ -144,3 +144,20 @@ def test_the_other_parts_draw_the_same_whether_the_base_is_made_or_read(tmp_path
     assert isinstance(models[0], JEPA)
     assert json.loads((tmp_path / "m" / "base" / "config.json").read_text())["vocab_size"] == 40
     assert np.isfinite(float(sum(p.sum() for p in models[0].parameters()).detach()))
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        ("model.safetensors", "MODEL_BROKEN"),
+        ("ehr_adapter/adapter_model.safetensors", "MODEL_BROKEN"),
+        ("ehr/model.safetensors", "ENCODER_BROKEN"),
+    ],
+)
+def test_weights_cut_short_are_refused(icu_run, tmp_path, file, code):
+    shutil.copytree(icu_run / "model", tmp_path / "m")
+    path = tmp_path / "m" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(Refusal) as cut:
+        load_model(tmp_path / "m")
+    assert cut.value.code == code

@@ -63,3 +63,11 @@ def test_a_run_killed_right_after_its_config_was_written_can_be_resumed(tmp_path
     run = Run.resume(tmp_path / "run", {"a": 1})
     assert run.latest(1) is None
     assert "mmjepa" in run.saved_facts()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"- 1\n", b"a: [\n"])
+def test_a_damaged_saved_config_is_refused(tmp_path, content):
+    run = Run.create(tmp_path / "run", CONFIG)
+    run.config.write_bytes(content)
+    assert code(lambda: Run.resume(tmp_path / "run", CONFIG)) == "CONFIG_BROKEN"
+    assert code(run.saved_config) == "CONFIG_BROKEN"

@@ -12,6 +12,7 @@ from mmjepa.audit.events import Events
 from mmjepa.audit.finding import Finding, not_applicable, worst
 from mmjepa.audit.scan import scan
 from mmjepa.cohort import SURVIVAL_FILE, Cohort
+from mmjepa.ct.store import VolumeStore
 
 
 def audit(cohort: Path | str, tasks: Sequence[str] | None = None) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def audit(cohort: Path | str, tasks: Sequence[str] | None = None) -> dict[str, A
 def _of_record(cohort: Cohort, events: Events) -> list[Finding]:
     findings = [record.near_duplicates(events, cohort.events().splits)]
     if cohort.has_images:
-        findings.append(record.same_image_twice(pd.read_parquet(cohort.ct_folder / "index.parquet")))
+        findings.append(record.same_image_twice(VolumeStore(cohort.path).index))
     findings += record.coded_afterwards(events)
     findings += record.death_in_discharge_codes(events)
     findings += record.after_death(events)

@@ -93,7 +93,7 @@ class EventStore:
             raise Refusal("STORE_BROKEN", f"{folder} is of another version", "Delete it; it is built again")
         try:
             arrays = {name: _load(folder / f"{name}.npy") for name in _ARRAYS}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise Refusal("STORE_BROKEN", f"{folder} is damaged ({error})", "Delete it; it is built again") from None
         return cls._of(arrays, meta, folder)
 

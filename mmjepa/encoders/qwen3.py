@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmjepa.batch import SequenceView
@@ -25,6 +26,10 @@ class LoRAConfig:
     rank: int = 16
     alpha: int = 32
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class Qwen3Config:
     def __post_init__(self) -> None:
         if self.pack < 8:
             raise ValueError(f"pack={self.pack} is below 8 tokens")
+        if self.latent is not None and self.latent < 1:
+            raise ValueError(f"latent={self.latent} must be at least 1")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype={self.dtype!r} must be float32 or bfloat16")
 
@@ -87,6 +94,8 @@ def load_base(path: str | Path, dtype: str = "float32") -> nn.Module:
         return AutoModelForCausalLM.from_pretrained(
             str(path), dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
         )
+    except SafetensorError as error:
+        raise Refusal("ENCODER_BROKEN", f"the weights at {path} are damaged ({error})", "Copy them again") from None
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise Refusal(

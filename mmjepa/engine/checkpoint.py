@@ -60,9 +60,12 @@ def load_latest(folder: Path) -> State | None:
     paths = found(folder)
     if not paths:
         return None
-    facts = read_json(paths[-1] / "state.json")
+    try:
+        facts = read_json(paths[-1] / "state.json")
+    except Refusal:
+        facts = None
     tensors = paths[-1] / "state.safetensors"
-    if not tensors.is_file() or sha256(tensors) != facts["sha256"]:
+    if not isinstance(facts, dict) or not tensors.is_file() or sha256(tensors) != facts.get("sha256"):
         hint = f"Remove {paths[-1]} to go on from the checkpoint before it" if len(paths) > 1 else "Start a new run"
         raise Refusal("CHECKPOINT_BROKEN", f"{paths[-1]} was damaged after it was written", hint)
     return State(load_file(tensors), facts)

@@ -57,7 +57,9 @@ class MetricsLog:
         """Drop the rows after a step, and a torn last line: what a resumed run will write again."""
         if self.world.first and self.path.exists():
             kept = [
-                line for line in self.path.read_text().splitlines() if (row := _parse(line)) and row["step"] <= step
+                line
+                for line in self.path.read_text(errors="replace").splitlines()
+                if (row := _parse(line)) and row["step"] <= step
             ]
             with atomic_path(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept))
@@ -65,11 +67,16 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole rows."""
-    return [row for line in path.read_text().splitlines() if (row := _parse(line))] if path.exists() else []
+    return (
+        [row for line in path.read_text(errors="replace").splitlines() if (row := _parse(line))]
+        if path.exists()
+        else []
+    )
 
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        row = json.loads(line)
     except json.JSONDecodeError:
         return None
+    return row if isinstance(row, dict) and "step" in row else None

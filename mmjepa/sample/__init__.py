@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjepa.cohort import Cohort
+from mmjepa.refusal import Refusal
 from mmjepa.sample.ct_ehr import CtEhrSampler, CtEhrViews
 from mmjepa.sample.trajectory import TrajectorySampler, TrajectoryViews, write_texts
 
@@ -35,6 +36,13 @@ def open_sampler(
     return CtEhrSampler(cohort, views, JointTokens.load(path), patch=patch, seed=seed, splits=splits)
 
 
+def check_fitted(views: CtEhrViews | TrajectoryViews, folder: Path, language_model: str | None) -> None:
+    """Refuse (MODEL_BROKEN) a trained model whose fitted part is gone: fitted anew, on another cohort, it would be another."""
+    kept = folder / ("tokenizer" if isinstance(views, TrajectoryViews) else "tokens.json")
+    if not kept.exists() and not (isinstance(views, TrajectoryViews) and language_model is not None):
+        raise Refusal("MODEL_BROKEN", f"{kept} is gone; it was fitted in training", "Copy the whole run folder again")
+
+
 def _tokenizer(views: TrajectoryViews, cohort: Cohort, folder: Path, language_model: str | None) -> Any:
     from transformers import AutoTokenizer
 
@@ -43,7 +51,12 @@ def _tokenizer(views: TrajectoryViews, cohort: Cohort, folder: Path, language_mo
 
         _, texts, _ = write_texts(cohort, views, ("train",))
         train_tokenizer(_distinct(texts), folder, views.vocabulary)
-    return AutoTokenizer.from_pretrained(language_model or str(folder))
+    try:
+        return AutoTokenizer.from_pretrained(language_model or str(folder))
+    except Exception:  # tokenizers raises bare exceptions that quote the file
+        raise Refusal(
+            "TOKENIZER_BROKEN", f"no tokenizer can be read at {language_model or folder}", "Copy it again"
+        ) from None
 
 
 def _distinct(texts: Sequence[Any]) -> list[str]:

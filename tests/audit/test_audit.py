@@ -1,5 +1,6 @@
 """Every check of the audit fires on its planted fault and stays silent on a clean cohort."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -420,3 +421,11 @@ def test_the_known_facts_of_the_mimic_demo_are_found(data_folder):
     assert "4 stand over an hour" in found["7"]["sentence"]
     assert "15 subjects" in found["8"]["sentence"]
     assert "16 of 31" in found["8b"]["sentence"]
+
+
+def test_a_damaged_image_index_is_refused(ct_ehr_cohort, tmp_path):
+    shutil.copytree(ct_ehr_cohort, tmp_path / "cohort")
+    index = tmp_path / "cohort" / "ct" / "index.parquet"
+    index.write_bytes(index.read_bytes()[:-100])
+    with pytest.raises(Refusal):
+        audit(tmp_path / "cohort", [])

@@ -150,9 +150,10 @@ def test_a_missing_or_damaged_store_is_refused(tmp_path):
     with pytest.raises(Refusal, match="STORE_MISSING"):
         EventStore.open(tmp_path)
     EventStore.build(write_root(tmp_path / "ehr", world([1, 2], lambda _, kind: f"C//{kind}")), tmp_path / "store")
-    (tmp_path / "store" / "codes.npy").write_bytes(b"x")
-    with pytest.raises(Refusal, match="STORE_BROKEN"):
-        EventStore.open(tmp_path / "store")
+    for content in (b"x", b""):
+        (tmp_path / "store" / "codes.npy").write_bytes(content)
+        with pytest.raises(Refusal, match="STORE_BROKEN"):
+            EventStore.open(tmp_path / "store")
 
 
 def test_to_us_reads_pandas_times():

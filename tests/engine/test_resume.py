@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import mmjepa.engine.checkpoint as checkpoint_module
-from mmjepa.engine.log import read_metrics
+from mmjepa.engine.log import MetricsLog, read_metrics
 from mmjepa.engine.loop import Engine
+from mmjepa.engine.start import World
 from mmjepa.refusal import Refusal
 from mmjepa.run import Run
 
@@ -265,3 +266,21 @@ def test_a_part_that_no_phase_trains_is_in_no_checkpoint(toy, tmp_path):
     tensors, _ = final(tmp_path / "run")
     assert {name.split("/")[0] for name in tensors} == {"model", "adam", "random"}
     assert all(name.startswith("model/predictor.") for name in tensors if name.startswith("model/"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
+def test_a_checkpoint_without_its_facts_is_refused_with_what_to_do(monkeypatch, toy, tmp_path, content):
+    killed_at(monkeypatch, toy, tmp_path / "run", 9)
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "state.json").write_bytes(content)
+    with pytest.raises(Refusal) as refused:
+        toy.train(tmp_path / "run", resume=True)
+    assert refused.value.code == "CHECKPOINT_BROKEN"
+
+
+def test_rows_that_are_none_are_dropped_from_the_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'\xff\xfe\n[]\n5\n{}\n{"step": 1}\n{"step": 2}\n{"ste')
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    MetricsLog(path, World(0, 1, torch.device("cpu"))).rewind(1)
+    assert path.read_text() == '{"step": 1}\n'
