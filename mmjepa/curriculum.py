@@ -29,6 +29,8 @@ class Phase:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"phase {self.name!r} has steps={self.steps}")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"phase {self.name!r} has batch={self.batch}; it is at least 1")
         if self.steps and not self.train:
             raise ValueError(
                 f"phase {self.name!r} takes {self.steps} steps but trains nothing; name its parts in train"

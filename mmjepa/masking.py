@@ -35,6 +35,8 @@ class CellMaskConfig:
         unknown = set(self.probability) - set(MODES)
         if unknown:
             raise ValueError(f"probability names the unknown mode {sorted(unknown)[0]!r}; the modes are {MODES}")
+        if not all(0 <= share < float("inf") for share in self.probability.values()):
+            raise ValueError(f"probability={self.probability} holds a share that is negative or no number")
         if not 0 < self.hide[0] <= self.hide[1] < 1:
             raise ValueError(f"hide={self.hide} must satisfy 0 < least <= largest < 1")
 

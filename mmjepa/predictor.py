@@ -37,6 +37,11 @@ class PredictorConfig:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("latent", "width", "depth", "heads", "ffn", "positions")}
+        if min(sizes.values()) < 1:
+            raise ValueError(f"every size must be at least 1, not {sizes}")
+        if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1 and self.noise >= 0):
+            raise ValueError("dropout and attention_dropout lie in [0, 1), noise is at least 0")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if self.queries and self.mode == "residual":

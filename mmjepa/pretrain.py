@@ -1,7 +1,9 @@
 """Pretraining as one call: a config in, a run out."""
 
 import difflib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,23 +75,26 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
     Started by torchrun, every rank calls this. Ctrl-C leaves a checkpoint; ``resume`` goes on from it with the same bits
     as if it had never stopped.
     """
+    if config.engine.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("DEVICE_MISSING", "engine.device is cuda and torch finds none", "See `mmjepa doctor`, or use cpu")
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     with world(config.engine.device) as here:
         run = enter_run(config, here)
-        cohort = Cohort.open(config.data)
-        if not here.first:
-            here.wait()  # rank 0 fits and makes what the others then read
-        sampler = run_sampler(config, cohort, run)
-        model = fresh_model(config, run, sampler.vocabulary)
-        if here.first:
-            here.wait()
-        run.fingerprints = {"data_fingerprint": sampler.fingerprint}
-        check_parts(config.curriculum, list(model.parts()))
-        curriculum = Curriculum(config.curriculum, config.batch, len(sampler), config.seed)
-        engine = Engine(
-            model, sampler, curriculum, run, here, config=config.engine, optim=config.optim, seed=config.seed
-        )
+        with _removed_if_refused(run, new=here.first and not config.resume):
+            cohort = Cohort.open(config.data)
+            if not here.first:
+                here.wait()  # rank 0 fits and makes what the others then read
+            sampler = run_sampler(config, cohort, run)
+            model = fresh_model(config, run, sampler.vocabulary)
+            if here.first:
+                here.wait()
+            run.fingerprints = {"data_fingerprint": sampler.fingerprint}
+            check_parts(config.curriculum, list(model.parts()))
+            curriculum = Curriculum(config.curriculum, config.batch, len(sampler), config.seed)
+            engine = Engine(
+                model, sampler, curriculum, run, here, config=config.engine, optim=config.optim, seed=config.seed
+            )
         phases = engine.fit()
         if here.first:
             trained = any("ehr.base" in phase.train for phase in config.curriculum)
@@ -97,6 +102,17 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
             write_json(run.facts, {**run.saved_facts(), **run.fingerprints, "sampling": sampler.report})
         here.wait()
     return {"run": str(config.out), "steps": curriculum.steps, "items": len(sampler), "phases": phases}
+
+
+@contextmanager
+def _removed_if_refused(run: Run, *, new: bool) -> Iterator[None]:
+    """A run refused or interrupted before its first step leaves no new folder: the next command shall find its name free."""
+    try:
+        yield
+    except (Refusal, KeyboardInterrupt):
+        if new:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 def enter_run(config: RunConfig, here: World) -> Run:

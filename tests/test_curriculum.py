@@ -104,6 +104,8 @@ def test_the_walk_goes_on_where_it_stopped():
 def test_a_phase_that_trains_nothing_must_not_step():
     with pytest.raises(ValueError, match="trains nothing"):
         Phase(name="p", steps=1)
+    with pytest.raises(ValueError, match="batch=0"):
+        Phase(name="p", steps=1, train=("ct",), batch=0)
     with pytest.raises(ValueError, match="steps=-1"):
         Phase(name="p", steps=-1)
     assert Phase(name="sync", steps=0, sync=True).train == ()

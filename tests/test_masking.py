@@ -238,3 +238,9 @@ def test_blocks_that_could_hide_too_much_are_known_before_any_draw(blocks, fits)
     else:
         with pytest.raises(ValueError, match="lower block, blocks or visible"):
             check_patches((4, 4, 4), config)
+
+
+@pytest.mark.parametrize("share", [-1.0, float("nan"), float("inf")])
+def test_a_share_of_a_mode_is_a_number_from_zero_on(share):
+    with pytest.raises(ValueError, match="probability"):
+        CellMaskConfig(probability={"cross_modal": share})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -108,3 +109,56 @@ def test_configs_without_phases_or_items_are_refused(icu_run, tmp_path):
             read_config(icu_run / "config.yaml", [override])
         assert refused.value.code == "CONFIG_VALUE"
         assert word in refused.value.message
+
+
+def test_a_refusal_or_ctrl_c_before_the_first_step_leaves_the_name_free(icu_run, tmp_path, monkeypatch):
+    config = config_of(icu_run, out=tmp_path / "run")
+    wrong = dataclasses.replace(config, curriculum=(Phase(name="p", steps=1, train=("predicter",)),))
+    for refused in (dataclasses.replace(config, data=tmp_path / "none"), wrong):
+        with pytest.raises(Refusal):
+            pretrain(refused)
+        assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(mmjepa.pretrain, "fresh_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config)
+    assert not (tmp_path / "run").exists()
+    shutil.copytree(icu_run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(Refusal):
+        pretrain(dataclasses.replace(config, data=tmp_path / "none"))
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("engine.threads=0", "threads"),
+        ("engine.device=tpu", "device"),
+        ("optim.lr.default=-1", "lr"),
+        ("optim.lr.default=.nan", "lr"),
+        ("optim.warmup=5", "warmup"),
+        ("optim.clip=0", "clip"),
+        ("model.ehr.adapter.rank=0", "rank"),
+        ("model.ehr.latent=0", "latent"),
+        ("model.predictor.dropout=2", "dropout"),
+        ("model.predictor.depth=0", "depth"),
+        ("model.predictor.heads=0", "heads"),
+        ("model.ct={heads: 0}", "heads"),
+        ("model.ct={patch: 0}", "patch"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(icu_run, override, word):
+    with pytest.raises(Refusal) as refused:
+        read_config(icu_run / "config.yaml", [override])
+    assert refused.value.code == "CONFIG_VALUE"
+    assert word in refused.value.message
+
+
+def test_a_device_that_is_not_there_is_refused(icu_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = config_of(icu_run, out=tmp_path / "run")
+    with pytest.raises(Refusal) as refused:
+        pretrain(dataclasses.replace(config, engine=dataclasses.replace(config.engine, device="cuda")))
+    assert refused.value.code == "DEVICE_MISSING"
+    assert not (tmp_path / "run").exists()

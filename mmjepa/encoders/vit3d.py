@@ -20,6 +20,9 @@ class ViT3DConfig:
     latent: int = 128
 
     def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("patch", "width", "depth", "heads", "ffn", "latent")}
+        if min(sizes.values()) < 1:
+            raise ValueError(f"every size must be at least 1, not {sizes}")
         if self.width % self.heads or self.width % 6:
             raise ValueError(
                 f"width={self.width} must be a multiple of heads={self.heads} and of 6 (three sin/cos axes)"

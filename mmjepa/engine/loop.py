@@ -47,6 +47,10 @@ class EngineConfig:
             raise ValueError(f"precision={self.precision!r} must be fp32 or bf16")
         if min(self.accumulate, self.checkpoint, self.log) < 1 or self.workers < 0:
             raise ValueError("accumulate, checkpoint and log are at least 1, workers at least 0")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads} must be at least 1")
+        if self.device not in (None, "cpu", "cuda"):
+            raise ValueError(f"device={self.device!r} must be cpu or cuda")
 
 
 class Engine:

@@ -22,6 +22,12 @@ class OptimConfig:
     floor: float = 0.0
     clip: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not all(0 <= rate < float("inf") for rate in self.lr.values()):
+            raise ValueError(f"lr={self.lr} holds a rate that is negative or no number")
+        if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1 and self.weight_decay >= 0 and self.clip > 0):
+            raise ValueError("warmup and floor lie in [0, 1], weight_decay is at least 0, clip above 0")
+
     def rate_of(self, part: str) -> float:
         """Peak learning rate of a part: its own, its encoder's, or the default."""
         for name in (part, part.split(".")[0], "default"):

@@ -57,6 +57,8 @@ class CtEhrViews:
     def __post_init__(self) -> None:
         if self.dates < 1 or self.max_events < 1 or min(self.crop) < 1:
             raise ValueError(f"crop={self.crop}, dates={self.dates} and max_events={self.max_events} must be positive")
+        if self.spacing_mm is not None and not all(0 < size < float("inf") for size in self.spacing_mm):
+            raise ValueError(f"spacing_mm={self.spacing_mm} must be three positive numbers")
 
 
 @dataclass(frozen=True)

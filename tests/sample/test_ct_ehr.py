@@ -325,3 +325,9 @@ def test_reconstructions_of_one_scan_are_drawn_from_and_make_no_date_of_their_ow
     assert drawn == {False, True}
     keys = pd.concat([frame for frame, _, _ in sampler.embedding_batches()])
     assert not keys.duplicated(["subject_id", "prediction_time"]).any()
+
+
+@pytest.mark.parametrize("edge", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_spacing_that_is_no_length_is_refused(edge):
+    with pytest.raises(ValueError, match="spacing_mm"):
+        CtEhrViews(spacing_mm=(1.0, edge, 1.0))
