@@ -14,6 +14,7 @@ from pathlib import Path
 from mmjepa.refusal import Refusal
 
 COLUMNS = ("patient_id", "subject_id", "date_shift_days")
+MAX_SHIFT_DAYS = 365_000  # a thousand years; far beyond it dates cannot be written
 _SHORTEST_SALT = 8
 
 
@@ -136,9 +137,12 @@ def _read_subjects(path: Path) -> dict[str, tuple[int, int]]:
         patient = values["patient_id"]
         try:
             subject, shift = int(values["subject_id"]), int(values["date_shift_days"])
+            if abs(subject) >= 2**63 or abs(shift) > MAX_SHIFT_DAYS:
+                raise ValueError
         except ValueError:
             raise Refusal(
-                "CROSSWALK_VALUE", f"{path} row {row}: subject_id and date_shift_days must be whole numbers"
+                "CROSSWALK_VALUE",
+                f"{path} row {row}: subject_id and date_shift_days must be whole numbers of usual size",
             ) from None
         if not patient:
             raise Refusal("CROSSWALK_VALUE", f"{path} row {row}: patient_id is empty")

@@ -117,6 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     except Refusal as refusal:
         say(str(refusal))
         return 2
+    except OSError as error:
+        say(f"FILE_ACCESS: {error.filename or args.verb}: {error.strerror or type(error).__name__}")
+        return 2
     except KeyboardInterrupt:
         say("interrupted; nothing was left behind")
         return 130

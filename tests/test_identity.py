@@ -34,6 +34,8 @@ def test_a_crosswalk_gives_subject_shift_and_hash(tmp_path):
         (HEADER + "SECRET,one,0\n", "CROSSWALK_VALUE"),
         (HEADER + "SECRET,1\n", "CROSSWALK_VALUE"),
         (HEADER + ",1,0\n", "CROSSWALK_VALUE"),
+        (HEADER + "SECRET,1,9999999\n", "CROSSWALK_VALUE"),
+        (HEADER + "SECRET,99999999999999999999,0\n", "CROSSWALK_VALUE"),
         (HEADER + "SECRET,1,0\nOTHER,1,5\n", "CROSSWALK_VALUE"),
     ],
 )

@@ -45,6 +45,7 @@ def test_the_oracle_prints_both_sites(capsys):
         ["oracle", "--seeds", "0"],
         ["oracle", "--preset", "none"],
         ["bake"],
+        ["generate", "--out", "/dev/null/x", "--patients", "1"],
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(line, capsys, tmp_path, monkeypatch):
