@@ -109,6 +109,7 @@ def _model_verbs(verbs: Any) -> None:
         "folder is never overwritten.",
         "mmjepa pretrain recipes/configs/ct_ehr_small.yaml seed=1",
         "a run folder: config.yaml, metrics.jsonl, checkpoints/, model/",
+        show=_show_phases,
     )
     _config_arguments(pretrain)
 
@@ -130,9 +131,10 @@ def _model_verbs(verbs: Any) -> None:
         "evaluate",
         _evaluate,
         "judge an embedding table, ours or any other, against labels",
-        "Fits probes on the train split, tunes on tuning, reports on held_out with intervals by subject, beside baselines.",
-        "mmjepa evaluate embeddings.parquet --labels cohort/labels/mortality --json > results.json",
-        "every measure with its interval, the trivial baseline and the collapse panel",
+        "Fits a linear probe on the labelled subjects of train and tuning (its penalty chosen by folds of subjects inside them) "
+        "and judges held_out, with intervals by subject; `tuned` is that probe, `weak` the same with almost no penalty.",
+        "mmjepa evaluate embeddings.parquet --labels cohort/labels/malignancy --json > results.json",
+        "AUROC by site; with --json every measure with its interval, the trivial baseline and the collapse panel",
         show=_show_evaluation,
     )
     evaluate.add_argument("embeddings", type=Path, help="parquet with subject_id, prediction_time and z")
@@ -286,6 +288,15 @@ def _show_audit(result: Mapping[str, Any]) -> None:
         if finding["verdict"] in ("warn", "fail"):
             print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)
     print(f"verdict: {result['verdict']}", file=sys.stderr)
+
+
+def _show_phases(result: Mapping[str, Any]) -> None:
+    for phase in result["phases"]:
+        trained = ", ".join(f"{p} ({t['parameters']:,} parameters)" for p, t in phase["trained"].items()) or "nothing"
+        print(f"{phase['phase']}: {phase['steps']} updates of {trained}", file=sys.stderr)
+    print(
+        f"the run: {result['run']}; next: mmjepa embed {result['run']} COHORT --out embeddings.parquet", file=sys.stderr
+    )
 
 
 def _show_evaluation(result: Mapping[str, Any]) -> None:

@@ -15,13 +15,17 @@ from mmjepa.refusal import Refusal
 Config = TypeVar("Config")
 
 
-def load_yaml(path: Path | str) -> dict[str, Any]:
+def load_yaml(path: Path | str, named_in: Path | None = None) -> dict[str, Any]:
     """Read a run's YAML. ``base: other.yaml`` (relative to the file), at the top or in any mapping, starts from another file
-    and states only what differs; lists are replaced whole."""
+    and states only what differs; lists are replaced whole. named_in: the file whose base this is, for the message."""
     path = Path(path)
     if not path.is_file():
         raise Refusal(
-            "CONFIG_MISSING", f"{path} is not a file", "Name a YAML config, for instance one of recipes/configs/"
+            "CONFIG_MISSING",
+            f"{path} is not a file" + (f" (the base that {named_in} names)" if named_in else ""),
+            "A base lies relative to the file that names it"
+            if named_in
+            else "Name a YAML config, for instance one of recipes/configs/",
         )
     try:
         values = yaml.safe_load(path.read_text()) or {}
@@ -29,12 +33,12 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
         raise Refusal("CONFIG_BROKEN", f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise Refusal("CONFIG_BROKEN", f"{path} holds a {type(values).__name__}, want key: value lines")
-    return _based(values, path.parent)
+    return _based(values, path)
 
 
-def _based(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    own = {k: _based(v, folder) if isinstance(v, Mapping) else v for k, v in values.items() if k != "base"}
-    return own if "base" not in values else merge(load_yaml(folder / str(values["base"])), own)
+def _based(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    own = {k: _based(v, path) if isinstance(v, Mapping) else v for k, v in values.items() if k != "base"}
+    return own if "base" not in values else merge(load_yaml(path.parent / str(values["base"]), path), own)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

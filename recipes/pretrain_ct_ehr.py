@@ -213,7 +213,7 @@ def judge_arms(
         arms,
         labels["inside"],
         outside_labels=labels.get("outside"),
-        reference="fusion, tuned",
+        reference="JEPA",
         train_limit=config.labelled,
         draws=config.draws,
     )

@@ -144,7 +144,10 @@ def page(
         "rollout": {
             "table": recorded,
             "summary": rolled["summary"]["recorded"],
-            "actions": "the recorded ones: the model is told what will be done, which is privileged knowledge of the future",
+            "actions": (
+                "the recorded ones: the model is told what will be done, which is privileged knowledge of the future. "
+                f"Judged on the splits {' and '.join(SPLITS)}, on which nothing was trained"
+            ),
         },
         "audit": audited,
         "limits": LIMITS,

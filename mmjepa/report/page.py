@@ -86,7 +86,7 @@ def _prepared(given: Mapping[str, Any]) -> dict[str, Any]:
     if given["results"]:
         judged = given["results"]
         oracles = [arm["name"] for arm in judged["arms"] if arm["oracle"]]
-        made["reading"] = words.reading(judged)
+        made["reading"] = words.reading(judged) + words.collapse_reading(given["collapse"] or {})
         made["drawn"]["roc"] = figures.roc(judged["sites"], oracles)
         made["drawn"]["calibration"] = figures.calibration(judged["sites"], oracles)
     if given["metrics"]:

@@ -23,7 +23,23 @@ def reading(results: Mapping[str, Any]) -> list[str]:
     if "outside" in results["sites"]:
         sentences.append(_fall(results["sites"], oracles))
     sentences += [_oracle(site, found, oracles) for site, found in results["sites"].items() if oracles]
+    sentences += [text for site, found in results["sites"].items() if (text := _trivial(site, found, oracles))]
     return sentences
+
+
+def collapse_reading(panels: Mapping[str, Any]) -> list[str]:
+    """A sentence when any panel warns, so that it stands beside the results and not only far below them."""
+    warned = [name for name, panel in panels.items() if panel["warnings"]]
+    return [f"Signs of collapse: {join_words(warned)}; see the health of the embedding below."] if warned else []
+
+
+def _trivial(site: str, found: Mapping[str, Any], oracles: set[str]) -> str:
+    """Arms whose risks are worse than the prevalence told to everybody."""
+    trivial = found["trivial"]["brier"]
+    poor = [n for n, arm in found["arms"].items() if n not in oracles and arm["brier"]["value"] > trivial]
+    if not poor:
+        return ""
+    return f"{site.capitalize()}, the risks of {join_words(poor)} are worse than telling everybody the prevalence (Brier score)."
 
 
 def _site(site: str, found: Mapping[str, Any], reference: str, oracles: set[str]) -> str:

@@ -141,12 +141,24 @@ def test_every_arm_its_learner_and_its_interval_are_shown(page, data):
 
 
 def test_the_reading_follows_from_the_numbers(data):
-    inside, outside, fall, *oracle = words.reading(data["results"])
+    inside, outside, fall, *rest = words.reading(data["results"])
+    oracle = [sentence for sentence in rest if "best score possible" in sentence]
     assert inside.startswith("Inside (200 patients")
     assert "highest AUROC is that of good" in inside
     assert "Clearly better than" in outside
     assert "good" in fall
+    assert len(oracle) == 2
     assert all("no arm lies above it" in sentence for sentence in oracle)
+
+
+def test_risks_worse_than_the_prevalence_and_signs_of_collapse_are_said(data):
+    results = judged()
+    found = results["sites"]["inside"]
+    found["arms"]["good"]["brier"]["value"] = found["trivial"]["brier"] + 0.01
+    assert any("Inside, the risks of" in text and "good" in text for text in words.reading(results))
+    panels = {"a": {"warnings": []}, "b": {"warnings": ["LOW_RANK"]}}
+    assert words.collapse_reading(panels) == ["Signs of collapse: b; see the health of the embedding below."]
+    assert words.collapse_reading({"a": {"warnings": []}}) == []
 
 
 def test_an_arm_above_the_oracle_is_called_a_leak(data):
