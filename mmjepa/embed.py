@@ -132,6 +132,8 @@ def rollout_table(
     if trained.config.views.kind != "trajectory":
         raise Refusal("RUN_KIND", f"{run} has no hours to roll over", "Name a run of pretrain_trajectory")
     window = trained.config.views.window
+    if draws < 1:
+        raise Refusal("ROLLOUT_DRAWS", f"draws is {draws}", "Want 1 or more")
     if not 2 <= from_hour < window or horizon < 1:
         raise Refusal(
             "ROLLOUT_HOURS",

@@ -104,6 +104,7 @@ def test_existing_tables_and_unfinished_runs_are_refused(icu_run, icu_cohort, ta
     assert code(lambda: embed(icu_run, icu_cohort, tables["icu"][2])) == "OUTPUT_EXISTS"
     assert code(lambda: embed(tmp_path, icu_cohort, tmp_path / "t")) == "RUN_MISSING"
     assert code(lambda: load_model(tmp_path)) == "MODEL_MISSING"
+    assert code(lambda: rollout_table(icu_run, icu_cohort, draws=0)) == "ROLLOUT_DRAWS"
 
 
 def test_a_rollout_judges_the_model_under_every_policy(icu_run, icu_cohort, tmp_path):

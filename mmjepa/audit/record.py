@@ -6,13 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmjepa.audit.events import CODED_AFTERWARDS, DAY_US, DIED, DISCHARGE, NEVER, Events
 from mmjepa.audit.finding import Finding, judge, not_applicable
+from mmjepa.refusal import Refusal
 
 HOUR_US = 3_600_000_000
 MIN_TWIN_EVENTS = 20  # shorter records can be equal by chance
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except pa.ArrowInvalid:
+        raise Refusal("MEDS_UNREADABLE", f"{path} cannot be read as parquet", "Copy or export it again") from None
 
 
 def subject_in_two_places(ehr: Path) -> list[Finding]:
@@ -20,7 +29,7 @@ def subject_in_two_places(ehr: Path) -> list[Finding]:
     findings = []
     splits = ehr / "metadata" / "subject_splits.parquet"
     if splits.is_file():
-        table = pd.read_parquet(splits)
+        table = _read(splits, ["subject_id", "split"]).to_pandas()
         twice = int((table.groupby("subject_id")["split"].nunique() > 1).sum())
         findings.append(
             judge(
@@ -34,7 +43,7 @@ def subject_in_two_places(ehr: Path) -> list[Finding]:
     else:
         findings.append(not_applicable("1", "subject in two splits", "the cohort has no subject_splits.parquet"))
     files = [
-        np.unique(pq.read_table(path, columns=["subject_id"])["subject_id"].to_numpy())
+        np.unique(_read(path, ["subject_id"])["subject_id"].to_numpy())
         for path in sorted((ehr / "data").rglob("*.parquet"))
     ]
     _, times = np.unique(np.concatenate(files), return_counts=True) if files else (None, np.zeros(0, int))

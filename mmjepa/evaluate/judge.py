@@ -65,8 +65,10 @@ def judge(
     Returns plain values for JSON: ``train``, ``arms`` (name, learner, says, oracle), ``sites`` with, for ``inside`` and
     ``outside``: rows, subjects, positives, prevalence, excluded, trivial, and for each arm every measure with its interval,
     the paired AUROC difference from the reference with p and q, ROC points and calibration groups.
-    Raises Refusal ``JUDGE_ARMS``, ``JUDGE_EMPTY``, ``PROBE_ONE_CLASS``, ``SPLIT_OVERLAP``.
+    Raises Refusal ``JUDGE_ARMS``, ``JUDGE_RANGE``, ``JUDGE_EMPTY``, ``PROBE_ONE_CLASS``, ``SPLIT_OVERLAP``.
     """
+    if draws < 1 or (train_limit is not None and train_limit < 1):
+        raise Refusal("JUDGE_RANGE", f"draws={draws} and train_limit={train_limit}", "Both are at least 1")
     names = [arm.name for arm in arms]
     if not arms or len(set(names)) < len(names) or (reference is not None and reference not in names):
         raise Refusal(

@@ -423,9 +423,12 @@ def test_the_known_facts_of_the_mimic_demo_are_found(data_folder):
     assert "16 of 31" in found["8b"]["sentence"]
 
 
-def test_a_damaged_image_index_is_refused(ct_ehr_cohort, tmp_path):
+@pytest.mark.parametrize(
+    "file", ["ct/index.parquet", "ehr/metadata/subject_splits.parquet", "ehr/data/train/0.parquet"]
+)
+def test_a_file_cut_short_is_refused(file, ct_ehr_cohort, tmp_path):
     shutil.copytree(ct_ehr_cohort, tmp_path / "cohort")
-    index = tmp_path / "cohort" / "ct" / "index.parquet"
-    index.write_bytes(index.read_bytes()[:-100])
+    path = tmp_path / "cohort" / file
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(Refusal):
         audit(tmp_path / "cohort", [])

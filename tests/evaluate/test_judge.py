@@ -154,6 +154,8 @@ def test_bad_requests_are_refused():
     assert code_of(judge, [Arm("a", table)], labels, outside_labels=labels) == "JUDGE_ARMS"
     assert code_of(judge, [Arm("a", table, scores)], labels, outside_labels=labels, draws=5) == "JUDGE_ARMS"
     assert code_of(judge, [Arm("a", table)], one) == "PROBE_ONE_CLASS"
+    assert code_of(judge, [Arm("a", table)], labels, draws=0) == "JUDGE_RANGE"
+    assert code_of(judge, [Arm("a", table)], labels, train_limit=-3) == "JUDGE_RANGE"
     assert code_of(judge, [Arm("a", table)], late) == "JUDGE_EMPTY"
     moved = EmbeddingTable(table.subject_id, table.prediction_time, table.z, np.roll(table.split, 1))
     assert code_of(judge, [Arm("a", table), Arm("b", moved)], labels) == "SPLIT_OVERLAP"
