@@ -81,7 +81,7 @@ def make_base(architecture: dict[str, Any], vocabulary: int) -> nn.Module:
         settings: dict[str, Any] = {**SMALL, **architecture, "vocab_size": vocabulary, "attn_implementation": "sdpa"}
         config = HFConfig(**settings)
         return Qwen3ForCausalLM(config)
-    except (TypeError, ValueError, StrictDataclassError) as error:
+    except (TypeError, ValueError, ZeroDivisionError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise Refusal("ENCODER_ARCHITECTURE", f"Qwen3 cannot be built from {architecture}: {reason}") from None
 

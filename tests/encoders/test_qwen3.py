@@ -140,6 +140,7 @@ def test_a_missing_or_impossible_language_model_is_refused(tmp_path):
     with pytest.raises(Refusal) as missing:
         load_base(tmp_path / "nothing")
     assert missing.value.code == "ENCODER_MISSING"
-    with pytest.raises(Refusal) as wrong:
-        make_base({"hidden_size": "wide"}, 10)
-    assert wrong.value.code == "ENCODER_ARCHITECTURE"
+    for impossible in ({"hidden_size": "wide"}, {"num_attention_heads": 0}, {"num_key_value_heads": 0}):
+        with pytest.raises(Refusal) as wrong:
+            make_base(impossible, 10)
+        assert wrong.value.code == "ENCODER_ARCHITECTURE"
