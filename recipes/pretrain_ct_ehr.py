@@ -21,7 +21,7 @@ import pandas as pd
 from mmjepa.audit import audit
 from mmjepa.baselines import features
 from mmjepa.cohort import Cohort
-from mmjepa.config import build, load_yaml, override, resolved_yaml
+from mmjepa.config import build, load_yaml, override, resolved_yaml, to_plain
 from mmjepa.console import recipe_parser, run_recipe
 from mmjepa.ct.store import VolumeStore
 from mmjepa.embed import embed
@@ -36,6 +36,7 @@ from mmjepa.ingest import ingest
 from mmjepa.pairing import pair
 from mmjepa.pretrain import RunConfig, pretrain
 from mmjepa.progress import say
+from mmjepa.refusal import Refusal
 from mmjepa.report import write_report
 from mmjepa.run import Run
 
@@ -80,6 +81,10 @@ class Experiment:
     workers: int = 2
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        if min(self.draws, self.workers, 1 if self.labelled is None else self.labelled) < 1:
+            raise ValueError(f"draws={self.draws}, workers={self.workers} and labelled={self.labelled} are at least 1")
+
 
 def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
     """The whole recipe."""
@@ -113,8 +118,17 @@ def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def enter(config: Experiment) -> None:
-    """A new folder, or with ``resume`` the one that is there."""
-    if not config.resume:
+    """A new folder, or with ``resume`` the one of the same experiment: only how it is judged may have changed."""
+    if config.resume and (config.out / "experiment.yaml").is_file():
+        old, new = load_yaml(config.out / "experiment.yaml"), to_plain(config)
+        for key in ("inside", "outside", "pretrain"):
+            if old.get(key) != new[key]:
+                raise Refusal(
+                    "CHECKPOINT_CONFIG",
+                    f"{config.out} was started with another {key}",
+                    f"See {config.out / 'experiment.yaml'}, or start another with out=",
+                )
+    else:
         fresh_folder(config.out, "folder")
     config.out.mkdir(parents=True, exist_ok=True)
     (config.out / "report.html").unlink(missing_ok=True)
