@@ -78,7 +78,7 @@ SMALL_MODEL: dict[str, Any] = {
     "ehr": {
         "pack": 128,
         "adapter": {"rank": 4, "alpha": 8},
-        "architecture": {
+        "holds": {
             "vocab_size": 512,
             "hidden_size": 64,
             "intermediate_size": 192,
@@ -149,7 +149,7 @@ def make_engine(values: dict[str, Any], sampler: Texts, windows: int, device: to
     """The engine in the recipe's joint phase, with random weights."""
     config = build(ModelConfig, values["model"])
     assert config.ehr is not None
-    architecture = dict(config.ehr.architecture)
+    architecture = dict(config.ehr.holds)
     default = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, config.ehr.dtype))
     try:
@@ -266,7 +266,7 @@ def measure(*, small: bool, windows: int, pack: int | None, steps: int, device: 
     values["model"]["predictor"]["positions"] = max(
         2 * lengths.hours + 1, values["model"]["predictor"].get("positions", 0)
     )
-    sampler = Texts(lengths, values["model"]["ehr"]["architecture"]["vocab_size"], seed=0)
+    sampler = Texts(lengths, values["model"]["ehr"]["holds"]["vocab_size"], seed=0)
     size = 512 if device.type == "cpu" else 8192
     rate = matmul_rate(device, size)
     say(f"bfloat16 {size}^3: {rate / 1e12:.3g} TFLOP/s; making the model")

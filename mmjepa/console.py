@@ -50,7 +50,14 @@ def recipe_parser(description: str | None) -> argparse.ArgumentParser:
 def run_recipe(main: Callable[[argparse.Namespace], Result], parser: argparse.ArgumentParser) -> int:
     """Parse the command line and call ``main``; returns the exit code: ``sys.exit(run_recipe(main, parser))``."""
     options = parser.parse_args()
-    return run(lambda: main(options), as_json=options.json, debug=options.debug)
+
+    def call() -> Result:
+        try:
+            return main(options)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(str(interrupt) or "Run the same command with resume=true to go on") from None
+
+    return run(call, as_json=options.json, debug=options.debug)
 
 
 def _outcome(function: Callable[[], Result], debug: bool) -> tuple[Mapping[str, Any], int]:

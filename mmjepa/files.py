@@ -31,7 +31,9 @@ def atomic_path(path: Path | str, *, durable: bool = False) -> Iterator[Path]:
     except Exception as error:
         if _says_disk_full(error):
             raise Refusal(
-                "DISK_FULL", f"no space left while writing {path}", "Free some space and run the same command again"
+                "DISK_FULL",
+                f"no space left while writing {path}",
+                "Free some space, then run the same command again (pretraining: with resume=true)",
             ) from error
         raise
     finally:

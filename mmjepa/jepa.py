@@ -42,6 +42,12 @@ class LossConfig:
     sigreg: SIGRegConfig | None = None
     next_token: float = 0.0
 
+    def __post_init__(self) -> None:
+        if min(self.predict, self.next_token) < 0:
+            raise ValueError(f"predict={self.predict} and next_token={self.next_token} are weights, at least 0")
+        if not (self.predict or self.next_token or self.rollout or self.vicreg or self.sigreg):
+            raise ValueError("every term has weight 0: there is nothing to minimise")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -17,7 +17,9 @@ from mmjepa.pretrain import RunConfig, check_parts
 from mmjepa.refusal import Refusal
 from mmjepa.sample import CtEhrViews, TrajectoryViews
 
+JOINT_VOCABULARY = 2000
 ASSUMPTIONS = [
+    f"a language model made here has views.vocabulary tokens, or {JOINT_VOCABULARY} where joint tokens are not fitted yet",
     "FLOPs are the model's: recomputed activations and the one pass over all texts of an encoder that stands still are left out",
     "a matrix of n parameters costs 2n FLOPs a token forward, 2n backward for the inputs and 2n for its own gradient if it learns",
     "attention adds 4 * width * length FLOPs a token and layer forward, twice that backward",
@@ -40,6 +42,7 @@ def plan(config: RunConfig, *, tokens_per_text: int = 128) -> dict[str, Any]:
     }
     return {
         "parameters": table,
+        "language_model": _source(config.model.ehr),
         "total_parameters": sum(entry["parameters"] for entry in table.values()),
         "teacher_parameters": sum(table[part]["parameters"] for part in shadowed),
         "per_step": load,
@@ -56,20 +59,34 @@ def build_on_meta(config: RunConfig) -> JEPA:
 
 
 def _base(encoder: Qwen3Config, config: RunConfig) -> nn.Module:
-    architecture = dict(encoder.architecture)
-    if encoder.path is not None and not architecture:
-        from transformers import AutoConfig
+    if encoder.path is None:
+        default = config.views.vocabulary if isinstance(config.views, TrajectoryViews) else JOINT_VOCABULARY
+        return make_base(encoder.architecture, default).to(getattr(torch, encoder.dtype))
+    held = dict(encoder.holds or _read(encoder.path))
+    if "vocab_size" not in held:
+        raise Refusal("CONFIG_VALUE", "model.ehr.holds names no vocab_size", "Give it as the model's own config does")
+    return make_base(held, int(held.pop("vocab_size"))).to(getattr(torch, encoder.dtype))
 
-        try:
-            architecture = AutoConfig.from_pretrained(encoder.path).to_dict()
-        except (OSError, ValueError):
-            raise Refusal(
-                "ENCODER_MISSING",
-                f"the architecture of {encoder.path} cannot be read here",
-                "Give model.ehr.architecture, so that it need not be",
-            ) from None
-    default = config.views.vocabulary if isinstance(config.views, TrajectoryViews) else 2000
-    return make_base(architecture, architecture.pop("vocab_size", default)).to(getattr(torch, encoder.dtype))
+
+def _source(encoder: Qwen3Config | None) -> str | None:
+    """Where the language model's architecture was taken from."""
+    if encoder is None:
+        return None
+    return "model.ehr.architecture" if encoder.path is None else "model.ehr.holds" if encoder.holds else encoder.path
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The architecture of the language model at a path."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path).to_dict()
+    except (OSError, ValueError):
+        raise Refusal(
+            "ENCODER_MISSING",
+            f"the architecture of {path} cannot be read here",
+            "Give model.ehr.holds (hidden_size, num_hidden_layers, vocab_size, ...), so that it need not be",
+        ) from None
 
 
 def _load(config: RunConfig, tokens_per_text: int) -> dict[str, int]:

@@ -91,6 +91,7 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
                 here.wait()
             run.fingerprints = {"data_fingerprint": sampler.fingerprint}
             check_parts(config.curriculum, list(model.parts()))
+            check_rates(config.optim, list(model.parts()))
             curriculum = Curriculum(config.curriculum, config.batch, len(sampler), config.seed)
             engine = Engine(
                 model, sampler, curriculum, run, here, config=config.engine, optim=config.optim, seed=config.seed
@@ -144,6 +145,18 @@ def fresh_model(config: RunConfig, run: Run, vocabulary: int) -> JEPA:
     """The model with its initial weights, which the seed alone decides."""
     torch.manual_seed(torch_seed(config.seed, "weights"))
     return build_model(config.model, run.model, vocabulary)
+
+
+def check_rates(optim: OptimConfig, parts: Sequence[str]) -> None:
+    """Every learning rate must be of a part or an encoder of this model. Raises Refusal ``CONFIG_UNKNOWN_PART``."""
+    known = ["default", *parts, *{part.split(".")[0] for part in parts}]
+    for name in optim.lr:
+        # a config may name parts that only a larger model has: its adapter, its front
+        if name not in known and name.split(".")[0] not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise Refusal(
+                "CONFIG_UNKNOWN_PART", f"optim.lr names the unknown part '{name}'", f"The nearest is '{near}'"
+            )
 
 
 def check_parts(phases: Sequence[Phase], parts: Sequence[str]) -> None:

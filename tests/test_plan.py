@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmjepa.config import build, load_yaml
+from mmjepa.encoders.qwen3 import make_base
 from mmjepa.plan import build_on_meta, plan, plan_file
 from mmjepa.pretrain import RunConfig
 from mmjepa.refusal import Refusal
@@ -78,8 +79,19 @@ def test_unknown_parts_and_missing_architectures_are_refused(tmp_path):
     assert unknown.value.code == "CONFIG_UNKNOWN_PART"
     assert "'ehr.adapter'" in unknown.value.hint
     with pytest.raises(Refusal) as missing:
-        counted(f"model.ehr.path={tmp_path / 'none'}", "model.ehr.architecture=null")
-    assert missing.value.code in ("ENCODER_MISSING", "CONFIG_TYPE")
+        plan_file(CONFIGS / "ct_ehr_small.yaml", [f"model.ehr.path={tmp_path / 'none'}"])
+    assert missing.value.code == "ENCODER_MISSING"
+
+
+def test_a_path_is_planned_by_what_lies_there_and_not_by_the_small_model(tmp_path):
+    small = CONFIGS / "ct_ehr_small.yaml"
+    made = plan_file(small, [])
+    make_base({"hidden_size": 48, "num_hidden_layers": 5}, 300).config.save_pretrained(tmp_path)
+    there = plan_file(small, [f"model.ehr.path={tmp_path}"])
+    assert (made["language_model"], there["language_model"]) == ("model.ehr.architecture", str(tmp_path))
+    base = make_base({"hidden_size": 48, "num_hidden_layers": 5}, 300)
+    assert there["parameters"]["ehr.base"]["parameters"] == sum(p.numel() for p in base.parameters())
+    assert there["parameters"]["ehr.base"] != made["parameters"]["ehr.base"]
 
 
 def test_every_config_of_the_recipes_can_be_planned():

@@ -162,3 +162,24 @@ def test_a_device_that_is_not_there_is_refused(icu_run, tmp_path, monkeypatch):
         pretrain(dataclasses.replace(config, engine=dataclasses.replace(config.engine, device="cuda")))
     assert refused.value.code == "DEVICE_MISSING"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_rate_of_an_unknown_part_is_refused_with_the_nearest():
+    from mmjepa.engine.optim import OptimConfig
+    from mmjepa.pretrain import check_rates
+
+    parts = ["ct", "ehr.base", "predictor"]
+    check_rates(OptimConfig(lr={"default": 1.0, "ct": 1.0, "ehr.adapter": 1.0}), parts)
+    with pytest.raises(Refusal) as refused:
+        check_rates(OptimConfig(lr={"default": 1.0, "predictr": 1.0}), parts)
+    assert refused.value.code == "CONFIG_UNKNOWN_PART"
+    assert "'predictor'" in refused.value.hint
+
+
+@pytest.mark.parametrize("values", [{"predict": 0}, {"predict": -1}, {"next_token": -0.1}])
+def test_a_phase_with_nothing_to_minimise_or_a_negative_weight_is_refused(values):
+    from mmjepa.config import build
+    from mmjepa.jepa import LossConfig
+
+    with pytest.raises(Refusal):
+        build(LossConfig, values)

@@ -35,13 +35,15 @@ class LoRAConfig:
 @dataclass(frozen=True, kw_only=True)
 class Qwen3Config:
     """path: folder or hub name for ``from_pretrained``; None: a small model is made from ``architecture`` (keys of
-    transformers' Qwen3Config) and the vocabulary at hand. adapter: LoRA on a frozen base; None: the base itself learns.
+    transformers' Qwen3Config) and the vocabulary at hand. holds: the same keys, of what lies at ``path``, for planning on a
+    machine that cannot read it. adapter: LoRA on a frozen base; None: the base itself learns.
     values: also read values and times (joint tokens). pack: tokens a packed row. latent: output width, None for the
     hidden size without a projection. pool: the latent is the state of the last token (Clin-JEPA), or the mean over all.
     dtype: of the base weights. checkpointing: keep no layer's activations, compute them again in the backward pass."""
 
     path: str | None = None
     architecture: dict[str, Any] = field(default_factory=dict)
+    holds: dict[str, Any] = field(default_factory=dict)
     adapter: LoRAConfig | None = None
     values: bool = False
     pack: int = 512

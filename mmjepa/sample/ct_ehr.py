@@ -108,6 +108,12 @@ class CtEhrSampler:
             check_patches(self.grid, config.patches)
         except ValueError as error:
             raise Refusal("CONFIG_VALUE", f"views.patches: {error}") from None
+        if not cohort.has_images:
+            raise Refusal(
+                "COHORT_NO_IMAGES",
+                f"{cohort.path} holds records but no CT",
+                "Ingest images into it, or name a run that needs none",
+            )
         if not cohort.images_paired:
             raise Refusal(
                 "COHORT_UNPAIRED",
