@@ -273,8 +273,8 @@ def panels(tables: dict[str, dict[str, EmbeddingTable]]) -> dict[str, Any]:
     for part, name in enumerate(("CT encoder", "EHR encoder")):
         halves = {key: np.array_split(sites["inside"].z, 2, axis=1)[part] for key, sites in tables.items()}
         before = collapse_panel(halves["untrained"])
-        found[f"{name}, untrained"] = before
-        found[f"{name}, pretrained"] = collapse_panel(halves["jepa"], initial_std_q05=before["std_q05"])
+        found[f"untrained {name}"] = before
+        found[f"pretrained {name}"] = collapse_panel(halves["jepa"], initial_std_q05=before["std_q05"])
     return found
 
 

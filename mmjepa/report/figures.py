@@ -80,6 +80,7 @@ def losses(rows: Sequence[Mapping[str, Any]]) -> str:
                 last = row["phase"]
         if len(values) and values.min() > 0 and values.max() > 20 * values.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         axes.set(xlabel="step (the numbers above count the phases)", ylabel="loss")
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         return _svg(figure)

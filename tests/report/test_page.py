@@ -12,7 +12,7 @@ from mmjepa.evaluate.probe import LinearProbe
 from mmjepa.evaluate.rollout import rollout_metrics
 from mmjepa.evaluate.tables import EmbeddingTable, ScoreTable
 from mmjepa.refusal import Refusal
-from mmjepa.report import words, write_report
+from mmjepa.report import figures, words, write_report
 
 EVIL = '<script>alert("x")</script> & $x^2$ -->'
 
@@ -197,3 +197,18 @@ def test_unknown_parts_and_existing_files_are_refused(tmp_path):
     with pytest.raises(Refusal) as caught:
         write_report({"title": "t"}, tmp_path / "r.html")
     assert caught.value.code == "OUTPUT_EXISTS"
+
+
+def test_losses_of_very_different_size_are_drawn_on_a_scale_with_plain_numbers(monkeypatch):
+    import matplotlib.axes
+
+    seen = []
+    original = matplotlib.axes.Axes.set_yscale
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "set_yscale", lambda axes, kind: seen.append(axes) or original(axes, kind)
+    )
+    figures.losses([{"step": step, "phase": "p", "loss": 100.0 / step**2} for step in range(1, 20)])
+    labels = [text.get_text() for text in seen[0].get_yticklabels()]
+    assert len(seen) == 1
+    assert "1" in labels
+    assert not any("$" in label for label in labels)
