@@ -92,6 +92,7 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
             run.fingerprints = {"data_fingerprint": sampler.fingerprint}
             check_parts(config.curriculum, list(model.parts()))
             check_rates(config.optim, list(model.parts()))
+            check_losses(config.curriculum, config.model)
             curriculum = Curriculum(config.curriculum, config.batch, len(sampler), config.seed)
             engine = Engine(
                 model, sampler, curriculum, run, here, config=config.engine, optim=config.optim, seed=config.seed
@@ -145,6 +146,26 @@ def fresh_model(config: RunConfig, run: Run, vocabulary: int) -> JEPA:
     """The model with its initial weights, which the seed alone decides."""
     torch.manual_seed(torch_seed(config.seed, "weights"))
     return build_model(config.model, run.model, vocabulary)
+
+
+def check_losses(phases: Sequence[Phase], model: ModelConfig) -> None:
+    """A phase of next tokens needs a text encoder, and one that learns where nothing else does. Raises ``CONFIG_VALUE``."""
+    for phase in phases:
+        if not phase.loss.next_token:
+            continue
+        if model.ehr is None or model.ehr.values:
+            raise Refusal(
+                "CONFIG_VALUE",
+                f"phase '{phase.name}' asks for next_token, but this model reads no text",
+                "Set its loss.next_token to 0; tokens with values have no next token to tell",
+            )
+        only = not (phase.loss.predict or phase.loss.rollout or phase.loss.vicreg or phase.loss.sigreg)
+        if only and not any(part.startswith("ehr.") for part in phase.train):
+            raise Refusal(
+                "CONFIG_VALUE",
+                f"phase '{phase.name}' has next_token alone, which teaches none of {', '.join(phase.train) or 'its parts'}",
+                "Name ehr.base or ehr.adapter in its train, or give it another loss",
+            )
 
 
 def check_rates(optim: OptimConfig, parts: Sequence[str]) -> None:

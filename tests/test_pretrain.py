@@ -183,3 +183,35 @@ def test_a_phase_with_nothing_to_minimise_or_a_negative_weight_is_refused(values
 
     with pytest.raises(Refusal):
         build(LossConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "train", "loss", "fits"),
+    [
+        (False, ["ehr.base"], {"predict": 0, "next_token": 1}, True),
+        (False, ["predictor"], {"predict": 0, "next_token": 1}, False),
+        (False, ["predictor"], {"predict": 1, "next_token": 1}, True),
+        (True, ["ehr.base"], {"predict": 0, "next_token": 1}, False),
+        (True, ["ehr.base"], {"predict": 1}, True),
+    ],
+)
+def test_next_tokens_need_a_text_encoder_that_learns(values, train, loss, fits):
+    from mmjepa.encoders.qwen3 import Qwen3Config
+    from mmjepa.jepa import ModelConfig
+    from mmjepa.pretrain import check_losses
+
+    phases = [build(Phase, {"name": "p", "steps": 1, "train": train, "loss": loss})]
+    model = ModelConfig(ehr=Qwen3Config(values=values, latent=96))
+    if fits:
+        check_losses(phases, model)
+    else:
+        with pytest.raises(Refusal, match="next_token"):
+            check_losses(phases, model)
+
+
+def test_an_adapter_on_layers_that_do_not_exist_is_refused():
+    from mmjepa.encoders.qwen3 import LoRAConfig, Qwen3Config, Qwen3Encoder, make_base
+
+    with pytest.raises(Refusal) as refused:
+        Qwen3Encoder(Qwen3Config(adapter=LoRAConfig(modules=("nope",))), make_base({}, 40))
+    assert refused.value.code == "ENCODER_ADAPTER"

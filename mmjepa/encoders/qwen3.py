@@ -134,7 +134,14 @@ class Qwen3Encoder(nn.Module):
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # peft reads an attribute that transformers renamed
-                base = get_peft_model(base, settings)  # type: ignore[arg-type]
+                try:
+                    base = get_peft_model(base, settings)  # type: ignore[arg-type]
+                except ValueError:
+                    raise Refusal(
+                        "ENCODER_ADAPTER",
+                        f"the language model has none of the modules {', '.join(config.adapter.modules)}",
+                        "Name its linear layers in model.ehr.adapter.modules, for instance q_proj, k_proj, v_proj, o_proj",
+                    ) from None
         self.lm = base
         if config.checkpointing:
             _checkpoint_activations(self.causal_lm)
