@@ -112,7 +112,7 @@ class Layout:
 class Batch:
     """One micro-batch. views: what the online encoders may see; targets: what the teacher sees (None: the same views,
     with the same table). subjects: int64 [B], for tests and audits, never for the model. worker: the process id that
-    made the batch."""
+    made the batch. notes: counts that the log shows, such as items skipped; the same names in every batch."""
 
     views: list[View]
     targets: list[View] | None

@@ -25,8 +25,6 @@ from mmjepa.run import Run
 from mmjepa.sample import check_fitted
 from mmjepa.sample.trajectory import CHUNK, ActionPolicy, TrajectorySampler, Written
 
-ALL_SPLITS = ("train", "tuning", "held_out")
-
 
 class TrainedRun:
     """A run folder, opened: its config, and its model in eval mode.
@@ -122,9 +120,10 @@ def rollout_table(
 ) -> dict[str, Any]:
     """Roll the stays of some splits forward from hour ``from_hour`` and judge the drift beside forecasts that cost nothing.
 
-    The first ``from_hour`` hours of a stay are known; the rollout ends with the window that the run was trained on. policies: which actions the later hours hold; ``recorded`` ones are
-    privileged (they tell of the future). The climatology is the median of the training stays. Returns ``table`` (rows with
-    intervals and counts) and ``summary``, both by policy; ``out``: also written there as csv.
+    The first ``from_hour`` hours of a stay are known; the rollout ends with the window that the run was trained on.
+    policies: which actions the later hours hold; ``recorded`` ones are privileged (they tell of the future). The
+    climatology is the median of the training stays. Returns ``table`` (rows with intervals and counts) and ``summary``,
+    both by policy; ``out``: also written there as csv.
     """
     if out is not None and Path(out).exists():
         raise Refusal("OUTPUT_EXISTS", f"{out} already exists", "Name another file with --out")

@@ -81,7 +81,7 @@ class JEPA(nn.Module):
     """Encode what may be seen, predict what may not, compare with a target that is not pushed."""
 
     def __init__(self, config: ModelConfig, base: nn.Module | None = None) -> None:
-        """base: the language model under the EHR encoder (``encoders.qwen3.load_base``), when there is one."""
+        """base: the language model under the EHR encoder (``mmjepa.model.load_base``), when there is one."""
         super().__init__()
         self.config = config
         self.encoders = nn.ModuleDict()

@@ -2,15 +2,17 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmjepa.config import build, to_plain
-from mmjepa.encoders.qwen3 import Qwen3Encoder, load_base, make_base
+from mmjepa.encoders.qwen3 import Qwen3Encoder, make_base
 from mmjepa.files import atomic_path, read_json, sha256, write_json
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.refusal import Refusal
@@ -34,6 +36,25 @@ def build_model(config: ModelConfig, folder: Path, vocabulary: int) -> JEPA:
     with torch.random.fork_rng(devices=[]), _quiet():
         base = load_base(small, config.ehr.dtype)
     return JEPA(config, base)
+
+
+def load_base(path: str | Path, dtype: str = "float32") -> nn.Module:
+    """A causal language model through ``from_pretrained``, from a folder or a hub name (safetensors only)."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
+        )
+    except SafetensorError as error:
+        raise Refusal("ENCODER_BROKEN", f"the weights at {path} are damaged ({error})", "Copy them again") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refusal(
+            "ENCODER_MISSING",
+            f"no language model at {path}: {reason}",
+            "Name a folder that save_pretrained wrote, or a hub name that this machine can reach",
+        ) from None
 
 
 def save_model(model: JEPA, folder: Path, *, base_trained: bool) -> None:
@@ -136,17 +157,15 @@ def _adapter_name(name: str) -> str:
     return name
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """No progress bars of transformers inside."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *error: object) -> None:
-        from transformers.utils import logging
-
-        if self.shown:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
             logging.enable_progress_bar()

@@ -6,11 +6,9 @@ the time. Many short sequences are packed into rows; the 4-D mask keeps them apa
 
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmjepa.batch import SequenceView
@@ -88,25 +86,6 @@ def make_base(architecture: dict[str, Any], vocabulary: int) -> nn.Module:
         raise Refusal("ENCODER_ARCHITECTURE", f"Qwen3 cannot be built from {architecture}: {reason}") from None
 
 
-def load_base(path: str | Path, dtype: str = "float32") -> nn.Module:
-    """A causal language model through ``from_pretrained``, from a folder or a hub name (safetensors only)."""
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=getattr(torch, dtype), attn_implementation="sdpa", use_safetensors=True
-        )
-    except SafetensorError as error:
-        raise Refusal("ENCODER_BROKEN", f"the weights at {path} are damaged ({error})", "Copy them again") from None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise Refusal(
-            "ENCODER_MISSING",
-            f"no language model at {path}: {reason}",
-            "Name a folder that save_pretrained wrote, or a hub name that this machine can reach",
-        ) from None
-
-
 def _checkpoint_activations(language: Any) -> None:
     """Recompute layers in the backward pass, by the name that this transformers has for it. After the adapter is in: peft
     would otherwise make the embeddings ask for gradients, which only the reentrant form needs."""
@@ -118,7 +97,7 @@ class Qwen3Encoder(nn.Module):
     """Sequences in, one latent each."""
 
     def __init__(self, config: Qwen3Config, base: nn.Module) -> None:
-        """base: from ``make_base`` or ``load_base``; modified in place when there is an adapter."""
+        """base: a causal language model, made here or loaded; modified in place when there is an adapter."""
         super().__init__()
         self.config = config
         hidden = base.config.hidden_size  # type: ignore[union-attr]

@@ -13,8 +13,6 @@ from mmjepa.engine.start import World
 from mmjepa.files import atomic_path
 from mmjepa.refusal import Refusal
 
-TIMING = ("seconds", "items_per_second")
-
 
 class MetricsLog:
     """Rows wait as tensors until ``flush``; a step itself never waits for the device."""

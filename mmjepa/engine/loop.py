@@ -142,8 +142,9 @@ class Engine:
             with sync:
                 part = self._forward(batch, phase, share)
                 part["loss"].backward()
-            for name, value in part.items():
-                terms[name] = terms.get(name, 0.0) + value.detach()
+            counted = {name: torch.tensor(float(n * share.ranks)) for name, n in batch.notes.items()}
+            for name, value in {**part, **counted}.items():
+                terms[name] = terms.get(name, 0.0) + value.detach().to(self.world.device)
         norms = clip_gradients(self.parts, self.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

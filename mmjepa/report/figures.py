@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 # distinguishable with colour-blind eyes (Okabe-Ito); line styles repeat the message in black and white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#e69f00")
-NOT_LOSSES = ("seconds", "items_per_second", "rate", "lr")
+NOT_LOSSES = ("seconds", "skipped")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
 LOOK = {
     "svg.fonttype": "path",

@@ -135,7 +135,7 @@ def test_the_published_adapter_has_15335424_parameters():
 
 
 def test_a_missing_or_impossible_language_model_is_refused(tmp_path):
-    from mmjepa.encoders.qwen3 import load_base
+    from mmjepa.model import load_base
 
     with pytest.raises(Refusal) as missing:
         load_base(tmp_path / "nothing")

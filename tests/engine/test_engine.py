@@ -250,3 +250,17 @@ def test_impossible_engine_settings_are_errors():
     for settings in ({"precision": "fp16"}, {"accumulate": 0}, {"workers": -1}, {"checkpoint": 0}, {"log": 0}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             EngineConfig(**settings)
+
+
+def test_what_a_sampler_counts_is_in_the_log(toy, tmp_path, monkeypatch):
+    original = toy.ToySampler.batch
+
+    def batch(self, items):
+        made = original(self, items)
+        made.notes["skipped"] = len(items)
+        return made
+
+    monkeypatch.setattr(toy.ToySampler, "batch", batch)
+    toy.train(tmp_path / "run", phases=toy.toy_phases()[1:2], accumulate=2)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [4.0] * 3  # both micro-batches of each step
