@@ -21,7 +21,8 @@ from mmjepa.refusal import Refusal
 from synthetic import ct, events, images, oracle
 from synthetic.catalogue import catalogue
 from synthetic.draws import uniforms
-from synthetic.world import World, describe, find_preset, find_site
+from synthetic.presets import describe, find_preset, find_site
+from synthetic.world import World
 
 TASK = "malignancy"
 SPLITS = ("train", "tuning", "held_out")

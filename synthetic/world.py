@@ -1,107 +1,38 @@
 """The world: latents, label, measurement layer and sufficient readout of one preset, seed and site."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy.special import expit
 
-from mmjepa.refusal import Refusal
 from synthetic.draws import Array, by_row, generator, normals, uniforms
+from synthetic.presets import Preset, Site, find_preset, find_site
 
 MODALITIES = ("image", "ehr")
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Sizes, amplitudes (``a_<block>_<modality>``) and label weights of a world; defaults are LI2025.
+@dataclass(frozen=True)
+class Law:
+    """A site's law. z ~ N(mean, diag(variance)), [p] each; log-odds of the outcome bias + w . z; tau {modality: sd of the noise}."""
 
-    Blocks of z: s shared biology (2), u_image and u_ehr unique to one modality (2 each), b shared but irrelevant,
-    n_image and n_ehr nuisance; c is the care pathway, caused by the label.
-    """
-
-    k_c: int = 1
-    k_b: int = 2
-    k_n_image: int = 8
-    k_n_ehr: int = 12
-    d_image: int = 48
-    d_ehr: int = 128
-    a_s_image: float = 0.22
-    a_s_ehr: float = 1.0
-    a_u_image: float = 1.1
-    a_u_ehr: float = 0.6
-    a_c_image: float = 0.13
-    a_c_ehr: float = 0.7
-    a_b: float = 0.5
-    a_n: float = 0.7
-    w_s: float = 1.45
-    w_u_image: float = 0.9
-    w_u_ehr: float = 0.1
-    w_b: float = 0.0
-    bias: float = -0.6
-    tau: float = 1.0
-
-    @property
-    def blocks(self) -> dict[str, int]:
-        """Widths of the blocks of z, in order."""
-        return {
-            "s": 2,
-            "u_image": 2,
-            "u_ehr": 2,
-            "b": self.k_b,
-            "n_image": self.k_n_image,
-            "n_ehr": self.k_n_ehr,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Knobs of one site; a field's default is its neutral value, rho excepted.
-
-    rho: how strongly the label drives the care pathway c. spec: spread of the image-unique block (case spectrum).
-    code_shift: share of EHR channels that carry their neighbour's value. offset: of subject ids; sites never collide.
-    """
-
-    name: str
-    rho: float
-    spec: float = 1.0
-    code_shift: float = 0.0
-    offset: int
-
-
-PRESETS = {"li2025": Preset()}
-SITES = {
-    "li2025": {
-        "internal": Site(name="internal", rho=0.8, offset=10_000_000),
-        "external": Site(name="external", rho=-0.05, spec=1.4, code_shift=0.15, offset=20_000_000),
-    }
-}
-
-
-def _pick(table: dict, name: str, what: str):  # noqa: ANN202
-    if name not in table:
-        raise Refusal("SYNTHETIC_UNKNOWN", f"no {what} is called {name!r}", f"Known: {', '.join(table)}")
-    return table[name]
-
-
-def find_preset(name: str) -> Preset:
-    """The preset of that name; Refusal ``SYNTHETIC_UNKNOWN`` otherwise."""
-    return _pick(PRESETS, name, "preset")
-
-
-def find_site(preset: str, name: str) -> Site:
-    """The site of that name under a preset; Refusal ``SYNTHETIC_UNKNOWN`` otherwise."""
-    return _pick(_pick(SITES, preset, "preset"), name, "site")
+    mean: Array
+    variance: Array
+    w: Array
+    bias: float
+    tau: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Subjects:
     """n sampled subjects, row i being subject ``index[i]``.
 
-    z [n, p], c [n, k_c], eta [n] log-odds of the label given z, y [n] bool, theta {modality: [n, d]} measurements,
-    t {modality: [n, q]} readouts. Everything rendered depends on t alone.
+    z [n, p], c [n, k_c], eta [n] log-odds of the outcome given z, y [n] bool the outcome, diagnosis_days [n] from the index CT
+    to the diagnosis (of those with the outcome), label [n] bool the outcome as the site records it, theta {modality: [n, d]}
+    measurements, t {modality: [n, q]} readouts. Everything rendered depends on t alone. seen_ehr [n] bool: whether there is a
+    record; where there is none, theta and t of the EHR are 0.
     """
 
     index: Array
@@ -109,8 +40,11 @@ class Subjects:
     c: Array
     eta: Array
     y: Array
+    diagnosis_days: Array
+    label: Array
     theta: dict[str, Array]
     t: dict[str, Array]
+    seen_ehr: Array
 
     def theta_of(self, modalities: tuple[str, ...]) -> Array:
         """The chosen measurements side by side, [n, sum d]."""
@@ -159,11 +93,20 @@ class World:
             A[:, part] = self._columns(modality, name, part.stop - part.start, amplitude)
         return A
 
-    def prior(self, site: Site) -> Array:
-        """Diagonal of the prior covariance of z, [p]."""
-        variance = np.ones(self.p)
+    def law(self, site: Site) -> Law:
+        """What the site's knobs make of the prior, the label and the noise."""
+        mean, variance, w = np.zeros(self.p), np.ones(self.p), self.w.copy()
         variance[self.block["u_image"]] = site.spec**2
-        return variance
+        mean[self.group] = site.group_shift
+        w[self.block["u_ehr"]] *= site.w_u_ehr_factor
+        tau = self.preset.tau
+        noise = {"image": tau * site.noise_image, "ehr": tau}
+        return Law(mean, variance, w, self.preset.bias + site.bias_shift, noise)
+
+    @property
+    def group(self) -> int:
+        """The latent behind sex, the second of b."""
+        return self.block["b"].start + min(1, self.preset.k_b - 1)
 
     def channels(self, site: Site) -> Array:
         """Which channel each EHR channel takes its value from, [d_ehr]: the identity without code shift.
@@ -184,8 +127,9 @@ class World:
 
     def _latent_covariance(self) -> Array:
         """Exact covariance of (z, c) at the internal site, [p + k_c, p + k_c]."""
-        P, rho = self.prior(self.internal), self.internal.rho
-        risk = expit(self.preset.bias + np.sqrt(self.w @ (P * self.w)) * NODES)
+        law, rho = self.law(self.internal), self.internal.rho
+        P = law.variance
+        risk = expit(law.bias + np.sqrt(self.w @ (P * self.w)) * NODES)
         share, slope = WEIGHTS @ risk, WEIGHTS @ (risk * (1 - risk))
         k = self.preset.k_c
         cross = 2 * rho * slope * (P * self.w)[:, None] * np.ones((1, k))  # Stein's identity: E[z sigm(eta)]
@@ -205,28 +149,36 @@ class World:
         return matrices
 
     def sample(self, site: Site, first: int, count: int) -> Subjects:
-        """Subjects first .. first + count - 1 of a site; the same bytes however a range is cut."""
-        preset, P = self.preset, self.prior(site)
+        """Subjects first .. first + count - 1 of a site; the same bytes however a range is cut.
+
+        A knob at its neutral value takes part in no arithmetic.
+        """
+        preset, law, seed = self.preset, self.law(site), self.seed
         z = np.empty((count, self.p))
         for name, part in self.block.items():
-            z[:, part] = normals(self.seed, f"latent/{name}", first, count, part.stop - part.start)
+            z[:, part] = normals(seed, f"latent/{name}", first, count, part.stop - part.start)
         if site.spec != 1:
-            z *= np.sqrt(P)
-        eta = preset.bias + (z * self.w).sum(1)
-        y = uniforms(self.seed, "label", first, count, 1)[:, 0] < expit(eta)
-        c = normals(self.seed, "latent/c", first, count, preset.k_c) + site.rho * (2.0 * y - 1)[:, None]
+            z[:, self.block["u_image"]] *= site.spec
+        if site.group_shift:
+            z[:, self.group] += site.group_shift
+        eta = law.bias + (z * law.w).sum(1)
+        y = uniforms(seed, "label", first, count, 1)[:, 0] < expit(eta)
+        c = normals(seed, "latent/c", first, count, preset.k_c) + site.rho * (2.0 * y - 1)[:, None]
+        if site.c_mean:
+            c += site.c_mean
         theta = {}
         for m in MODALITIES:
-            noise = normals(self.seed, f"noise/{m}", first, count, len(self.A[m]))
-            theta[m] = by_row(self.A[m], z) + by_row(self.B[m], c) + preset.tau * noise
+            noise = normals(seed, f"noise/{m}", first, count, len(self.A[m]))
+            theta[m] = by_row(self.A[m], z) + by_row(self.B[m], c) + law.tau[m] * noise
         if site.code_shift:
             theta["ehr"] = theta["ehr"][:, self.channels(site)]
+        seen = np.ones(count, bool)
+        if site.ehr_missing:
+            seen = uniforms(seed, "ehr_missing", first, count, 1)[:, 0] >= site.ehr_missing
+            theta["ehr"][~seen] = 0
         t = {m: by_row(self.readout[m], theta[m]) for m in MODALITIES}
-        return Subjects(np.arange(first, first + count), z, c, eta, y, theta, t)
-
-
-def describe(preset: Preset, site: Site) -> dict[str, float | int | str]:
-    """Every number of a preset and a site, for a truth folder's manifest."""
-    return {f.name: getattr(preset, f.name) for f in fields(preset)} | {
-        f.name: getattr(site, f.name) for f in fields(site)
-    }
+        diagnosis = 30 + 335 * uniforms(seed, "diagnosis", first, count, 1)[:, 0]
+        label = y & (diagnosis < site.follow_up_days)
+        if site.label_flip:
+            label ^= uniforms(seed, "label_flip", first, count, 1)[:, 0] < site.label_flip
+        return Subjects(np.arange(first, first + count), z, c, eta, y, diagnosis, label, theta, t, seen)

@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from synthetic import oracle
-from synthetic.world import Preset, Site, World, find_site
+from synthetic.presets import Preset, Site, find_site
+from synthetic.world import World
 
 INTERNAL, EXTERNAL = find_site("li2025", "internal"), find_site("li2025", "external")
 # measured over eight seeds, image / ehr / both; standard deviations .015 / .004 / .004
@@ -45,7 +46,7 @@ def test_log_odds_equal_brute_force_monte_carlo_on_a_reduced_world(view, rho):
     subjects = world.sample(site, 0, 6)
     exact = oracle.env_bayes(world, site, subjects, view)
     draw = np.random.default_rng(0)
-    z = draw.standard_normal((400_000, world.p)) * np.sqrt(world.prior(site))
+    z = draw.standard_normal((400_000, world.p)) * np.sqrt(world.law(site).variance)
     risk = expit(preset.bias + z @ world.w)
     pathway = draw.standard_normal((len(z), 1))
     rows = {"image": slice(None), "ehr": world.channels(site)}

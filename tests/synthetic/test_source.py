@@ -19,7 +19,8 @@ import synthetic
 from mmjepa.refusal import Refusal
 from synthetic import ct, source
 from synthetic.draws import uniforms
-from synthetic.world import World, find_site
+from synthetic.presets import find_site
+from synthetic.world import World
 
 PATIENTS = {"nifti": 60, "dicom": 4}
 

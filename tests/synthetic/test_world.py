@@ -7,7 +7,8 @@ import pytest
 from scipy.special import expit
 
 from mmjepa.refusal import Refusal
-from synthetic.world import MODALITIES, World, find_preset, find_site
+from synthetic.presets import find_preset, find_site
+from synthetic.world import MODALITIES, World
 
 INTERNAL, EXTERNAL = find_site("li2025", "internal"), find_site("li2025", "external")
 
