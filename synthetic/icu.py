@@ -1,0 +1,236 @@
+"""Hourly ICU stays with known state, onset and treatment effect, and their counterfactual arms.
+
+Hour t of a stay, t = 0 .. hours - 1: the state moves, labs are drawn (more often in the sick), treatment is decided on the
+state (so it is confounded) and acts in the next hour, then the patient may die, else may leave. The state of a patient
+who left goes on in the truth, unseen.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+from scipy.special import expit, ndtri
+
+from mmjepa.refusal import Refusal
+from synthetic.draws import Array, generator, normals, uniforms
+
+Policy = Literal["observed", "never", "always"]
+POLICIES = ("observed", "never", "always")
+STATES, LABS = 3, 12
+NONE = -1  # hour of an event that did not come
+BLOCK = 1000  # stays simulated at a time, for the processor's cache; no byte depends on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Icu:
+    """The law of one site's stays; a site's knobs are fields, their defaults neutral.
+
+    State (3, severity; 0 = the average admission): S_t = keep S_{t-1} + drift (deteriorating, t >= onset)
+    + treatment_factor effect a_{t-1} + noise w_t, per hour, elementwise; S_{-1} ~ N(0, start_sd^2).
+    deteriorating: share of stays; onset_h: mean hour of onset (exponential).
+    policy_strength: slope of treatment on the state, 0 = a coin is tossed. policy_weight, policy_offset: on the state.
+    lab_noise: sd beside loadings of about .8. lab_offset: sd between labs of this site's constant shift.
+    measured_bias, measured_slope: log-odds that a lab is drawn in an hour, slope on the mean state (within +-3).
+    death_bias, death_weight, discharge_bias, discharge_weight: log hazard per hour.
+    """
+
+    hours: int = 48
+    keep: tuple[float, float, float] = (0.97, 0.95, 0.98)
+    drift: tuple[float, float, float] = (0.12, 0.15, 0.10)
+    effect: tuple[float, float, float] = (-0.06, -0.08, -0.04)
+    noise: tuple[float, float, float] = (0.06, 0.08, 0.05)
+    start_sd: float = 0.6
+    deteriorating: float = 0.25
+    onset_h: float = 10.0
+    policy_strength: float = 1.5
+    policy_weight: tuple[float, float, float] = (0.8, 0.8, 0.4)
+    policy_offset: float = -1.8
+    treatment_factor: float = 1.0
+    lab_noise: float = 0.8
+    lab_offset: float = 0.0
+    measured_bias: float = -1.0
+    measured_slope: float = 0.35
+    death_bias: float = -8.0
+    death_weight: tuple[float, float, float] = (1.1, 1.1, 0.9)
+    discharge_bias: float = -4.6
+    discharge_weight: tuple[float, float, float] = (-0.8, -0.8, -0.8)
+
+    def __post_init__(self) -> None:
+        wrong = [f.name for f in fields(self) if not np.isfinite(getattr(self, f.name)).all()]
+        wrong += [n for n in ("start_sd", "lab_noise", "onset_h", "hours") if not getattr(self, n) > 0]
+        wrong += ["deteriorating"] * (not 0 <= self.deteriorating <= 1) + ["lab_offset"] * (self.lab_offset < 0)
+        wrong += ["noise"] * (min(self.noise) <= 0)
+        if wrong:
+            raise Refusal("SYNTHETIC_RANGE", f"{', '.join(dict.fromkeys(wrong))} of the ICU law out of range")
+
+    def step(self, state: Array, on: Array, treated: Array) -> Array:
+        """Expected next state; state [..., 3], on and treated [...] bool or 0/1."""
+        effect = np.array(self.effect) * self.treatment_factor
+        return state * np.array(self.keep) + on[..., None] * np.array(self.drift) + treated[..., None] * effect
+
+    def treat_logit(self, state: Array) -> Array:
+        """Log-odds of treatment at a state."""
+        return self.policy_strength * (weighted(state, self.policy_weight) + self.policy_offset)
+
+    def measured_logit(self, state: Array) -> Array:
+        """Log-odds that a lab is drawn in an hour."""
+        return self.measured_bias + self.measured_slope * np.clip(weighted(state, (1 / 3,) * 3), -3, 3)
+
+    def death_rate(self, state: Array) -> Array:
+        """Hazard of death in an hour: the chance is 1 - exp(-rate)."""
+        return np.exp(self.death_bias + weighted(state, self.death_weight))
+
+    def discharge_rate(self, state: Array) -> Array:
+        """Hazard of discharge in an hour among those who did not die in it."""
+        return np.exp(self.discharge_bias + weighted(state, self.discharge_weight))
+
+    def onset_hazard(self) -> Array:
+        """[hours] chance that the drift begins in an hour, given that it has not: onset as a Markov state."""
+        passed = self.deteriorating * -np.expm1(-np.arange(-1, self.hours) / self.onset_h)
+        passed[0] = 0
+        return np.diff(passed) / (1 - passed[:-1])
+
+
+def weighted(state: Array, weight: tuple[float, ...]) -> Array:
+    """``state @ weight`` over the last axis, the same bytes whatever the number of rows."""
+    return state[..., 0] * weight[0] + state[..., 1] * weight[1] + state[..., 2] * weight[2]
+
+
+@dataclass(frozen=True)
+class IcuWorld:
+    """Constants of one seed. loading [12, 3] of the labs on the state; shift [12], standard normal, of a site's labs."""
+
+    loading: Array
+    shift: Array
+
+    @classmethod
+    def of(cls, seed: int) -> "IcuWorld":
+        """The constants drawn from a seed."""
+        return cls(
+            0.8 * generator(seed, "world/icu/labs").standard_normal((LABS, STATES)),
+            generator(seed, "world/icu/lab_shift").standard_normal(LABS),
+        )
+
+    def lab_shift(self, law: Icu) -> Array:
+        """[12] constant shift of each lab at a site."""
+        return law.lab_offset * self.shift
+
+
+@dataclass(frozen=True)
+class Stays:
+    """n simulated stays, row i being stay ``index[i]``.
+
+    states [n, T, 3] and treated [n, T] bool: the truth, past the end of a stay as well. labs [n, T, 12] float32, NaN where
+    not drawn and after the end. death_h, discharge_h [n]: the hour of the event, NONE without. onset_h [n]: hour from
+    which the drift acts (real-valued), infinite in the stable.
+    """
+
+    law: Icu
+    world: IcuWorld
+    index: Array
+    states: Array
+    treated: Array
+    labs: Array
+    death_h: Array
+    discharge_h: Array
+    onset_h: Array
+
+    @property
+    def deteriorating(self) -> Array:
+        """[n] bool."""
+        return np.isfinite(self.onset_h)
+
+    @property
+    def end_h(self) -> Array:
+        """[n] last hour in the unit (death or discharge), ``law.hours`` for those still in at the end."""
+        ended = np.maximum(self.death_h, self.discharge_h)
+        return np.where(ended == NONE, self.law.hours, ended)
+
+    def inside(self) -> Array:
+        """[n, T] bool: hours spent in the unit, the one of the end included."""
+        return np.arange(self.law.hours) <= self.end_h[:, None]
+
+    def on(self) -> Array:
+        """[n, T] bool: hours in which the drift acts."""
+        return np.arange(self.law.hours) >= self.onset_h[:, None]
+
+
+def simulate(law: Icu, seed: int, first: int, count: int, policy: Policy = "observed", switch_h: int = 0) -> Stays:
+    """Stays first .. first + count - 1. From hour ``switch_h`` on treatment follows ``policy``, before it the law's own.
+
+    (seed, stay) fixes state noise, lab noise, and the uniforms of measurement, treatment, death and discharge, whatever
+    the law, the policy and the batch: arms are the same patients. Raises Refusal SYNTHETIC_UNKNOWN, SYNTHETIC_RANGE.
+    """
+    if policy not in POLICIES:
+        raise Refusal("SYNTHETIC_UNKNOWN", f"no policy is called {policy!r}", f"Known: {', '.join(POLICIES)}")
+    if not (0 <= switch_h <= law.hours and count >= 1 and first >= 0):
+        raise Refusal("SYNTHETIC_RANGE", "an ICU cohort needs count >= 1, first >= 0, 0 <= switch_h <= hours")
+    world = IcuWorld.of(seed)
+    parts = [
+        _simulate(law, world, seed, start, min(BLOCK, first + count - start), policy, switch_h)
+        for start in range(first, first + count, BLOCK)
+    ]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Stays(law=law, world=world, index=np.arange(first, first + count), **columns)
+
+
+def _simulate(
+    law: Icu, world: IcuWorld, seed: int, first: int, n: int, policy: Policy, switch_h: int
+) -> dict[str, Array]:
+    """The columns of one block of stays."""
+    u = uniforms(seed, "icu/onset", first, n, 2)
+    onset_h = np.where(u[:, 0] < law.deteriorating, -law.onset_h * np.log(u[:, 1]), np.inf)
+    states, treated = _trajectory(law, seed, first, n, policy, switch_h, onset_h)
+    death_h = _first_hour(uniforms(seed, "icu/death", first, n, law.hours) < -np.expm1(-law.death_rate(states)))
+    leaves = uniforms(seed, "icu/discharge", first, n, law.hours) < -np.expm1(-law.discharge_rate(states))
+    discharge_h = _first_hour(leaves)
+    died = (death_h != NONE) & ((discharge_h == NONE) | (death_h <= discharge_h))
+    death_h, discharge_h = np.where(died, death_h, NONE), np.where(died, NONE, discharge_h)
+    ended = np.maximum(death_h, discharge_h)
+    seen = np.arange(law.hours) <= np.where(ended == NONE, law.hours, ended)[:, None]
+    return {
+        "states": states,
+        "treated": treated,
+        "labs": _labs(law, world, seed, first, states, seen),
+        "death_h": death_h,
+        "discharge_h": discharge_h,
+        "onset_h": onset_h,
+    }
+
+
+def _first_hour(happens: Array) -> Array:
+    """[n, T] bool -> [n] first hour that is true, NONE if there is none."""
+    return np.where(happens.any(1), happens.argmax(1), NONE)
+
+
+def _trajectory(
+    law: Icu, seed: int, first: int, n: int, policy: Policy, switch_h: int, onset_h: Array
+) -> tuple[Array, Array]:
+    """States [n, T, 3] and treatments [n, T]."""
+    noise = normals(seed, "icu/process", first, n, law.hours * STATES).reshape(n, law.hours, STATES)
+    noise *= np.array(law.noise)
+    coin = uniforms(seed, "icu/treatment", first, n, law.hours)
+    states, treated = np.empty_like(noise), np.empty((n, law.hours), dtype=bool)
+    state, on_treatment = law.start_sd * normals(seed, "icu/start", first, n, STATES), np.zeros(n, dtype=bool)
+    for hour in range(law.hours):
+        state = law.step(state, hour >= onset_h, on_treatment) + noise[:, hour]
+        if policy == "observed" or hour < switch_h:
+            on_treatment = coin[:, hour] < expit(law.treat_logit(state))
+        else:
+            on_treatment = np.full(n, policy == "always")
+        states[:, hour], treated[:, hour] = state, on_treatment
+    return states, treated
+
+
+def _labs(law: Icu, world: IcuWorld, seed: int, first: int, states: Array, seen: Array) -> Array:
+    """Labs [n, T, 12] float32; normals are made only for the labs that are drawn."""
+    n, width = len(states), law.hours * LABS
+    drawn = uniforms(seed, "icu/lab_measured", first, n, width).reshape(n, law.hours, LABS)
+    stay, hour, lab = np.nonzero((drawn < expit(law.measured_logit(states))[..., None]) & seen[..., None])
+    noise = uniforms(seed, "icu/lab_noise", first, n, width)[stay, hour * LABS + lab]
+    value = weighted(states[stay, hour] * world.loading[lab], (1, 1, 1)) + law.lab_noise * ndtri(noise)
+    if law.lab_offset:
+        value += world.lab_shift(law)[lab]
+    labs = np.full((n, law.hours, LABS), np.nan, dtype=np.float32)
+    labs[stay, hour, lab] = value
+    return labs
