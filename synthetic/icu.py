@@ -5,7 +5,7 @@ state (so it is confounded) and acts in the next hour, then the patient may die,
 who left goes on in the truth, unseen.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -65,8 +65,9 @@ class Icu:
 
     def step(self, state: Array, on: Array, treated: Array) -> Array:
         """Expected next state; state [..., 3], on and treated [...] bool or 0/1."""
-        effect = np.array(self.effect) * self.treatment_factor
-        return state * np.array(self.keep) + on[..., None] * np.array(self.drift) + treated[..., None] * effect
+        keep, drift, effect = (np.array(v, state.dtype) for v in (self.keep, self.drift, self.effect))
+        effect *= state.dtype.type(self.treatment_factor)
+        return state * keep + on[..., None] * drift + treated[..., None] * effect
 
     def treat_logit(self, state: Array) -> Array:
         """Log-odds of treatment at a state."""
@@ -145,6 +146,11 @@ class Stays:
         """[n] last hour in the unit (death or discharge), ``law.hours`` for those still in at the end."""
         ended = np.maximum(self.death_h, self.discharge_h)
         return np.where(ended == NONE, self.law.hours, ended)
+
+    def take(self, rows: Array) -> "Stays":
+        """Some of the stays, by row or mask."""
+        columns = (f.name for f in fields(self) if f.name not in ("law", "world"))
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
     def inside(self) -> Array:
         """[n, T] bool: hours spent in the unit, the one of the end included."""

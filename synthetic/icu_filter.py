@@ -1,0 +1,205 @@
+"""What can be known of a stay from its record: a particle filter, and the Kalman filter that tests it.
+
+Onset of deterioration is a Markov state of a particle, so that particles keep turning; a fixed onset hour per particle
+would be impoverished by resampling. Evidence of an hour: the labs, how many were drawn, the treatment given, and having
+stayed in the unit.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from synthetic.draws import Array, by_row, generator
+from synthetic.icu import LABS, STATES, Icu, IcuWorld, Stays
+
+BLOCK = 32  # stays filtered at a time, for memory and cache; no byte depends on it
+FLOAT = np.float32
+
+
+class ParticleFilter:
+    """The optimal observer under ``law`` (right only where the law is the stays' own), up to Monte Carlo error.
+
+    particles: per stay. Their randomness is fixed by (seed, stay), whatever the batch.
+    """
+
+    def __init__(self, law: Icu, world: IcuWorld, particles: int, seed: int) -> None:
+        self.law, self.world, self.particles, self.seed = law, world, particles, seed
+
+    def means(self, stays: Stays, last_h: int) -> Array:
+        """[n, last_h + 1, 3] mean state of each hour given the record up to it; only stays still in the unit count."""
+        return np.concatenate(
+            [
+                np.stack([_rows(cloud.state.mean(-1)) for cloud in self._filtered(part, last_h)], axis=1)
+                for part in _blocks(stays)
+            ]
+        )
+
+    def risk(self, stays: Stays, seen_h: int, last_h: int) -> Array:
+        """[n] probability of death in the unit in hours seen_h + 1 .. last_h, treatment following the law's policy.
+
+        The record is seen up to hour ``seen_h``, having stayed through it; the answer for those who did not is void.
+        """
+        risks = []
+        for part in _blocks(stays):
+            *_, cloud = self._filtered(part, seen_h)
+            risks.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
+        return np.concatenate(risks)
+
+    def risk_of_truth(self, stays: Stays, seen_h: int, last_h: int) -> Array:
+        """``risk`` of one who knows the state, whether the drift has begun, and the treatment of hour ``seen_h``."""
+        risks = []
+        for part in _blocks(stays):
+            cloud = _Cloud(self, part)
+            cloud.state = np.repeat(part.states[:, seen_h].T[:, :, None], self.particles, axis=2).astype(FLOAT)
+            cloud.on = np.repeat(part.on()[:, seen_h, None], self.particles, axis=1)
+            risks.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
+        return np.concatenate(risks)
+
+    def forecast(self, stays: Stays, seen_h: int, know_onset: bool) -> Array:
+        """[n, T - seen_h, 3] mean state of hours seen_h .. T - 1 under the treatment that was given.
+
+        know_onset: the hour of onset is given, past or future; else it is inferred and may yet come.
+        """
+        forecasts = []
+        for part in _blocks(stays):
+            on = part.on() if know_onset else None
+            *_, cloud = self._filtered(part, seen_h, on)
+            path = [cloud.state.mean(-1)]
+            for hour in range(seen_h + 1, self.law.hours):
+                cloud.advance(hour, part.treated[:, hour - 1, None], None if on is None else on[:, hour, None])
+                path.append(cloud.state.mean(-1))
+            forecasts.append(np.stack([_rows(mean) for mean in path], axis=1))
+        return np.concatenate(forecasts)
+
+    def _filtered(self, stays: Stays, last_h: int, on: Array | None = None) -> Iterator["_Cloud"]:
+        """The particles after the record of each hour 0 .. last_h, equally weighted."""
+        cloud = _Cloud(self, stays)
+        quadratic, linear, drawn = sufficient(self.law, self.world, stays.labs[:, : last_h + 1])
+        none = np.zeros((len(stays.index), 1), dtype=bool)
+        for hour in range(last_h + 1):
+            cloud.advance(
+                hour, stays.treated[:, hour - 1, None] if hour else none, None if on is None else on[:, hour, None]
+            )
+            evidence = _lab_evidence(cloud.state, quadratic[:, hour], linear[:, hour])
+            evidence += _chance_evidence(self.law, cloud.state, drawn[:, hour, None], stays.treated[:, hour, None])
+            cloud.resample(hour, evidence)
+            yield cloud
+
+
+class _Cloud:
+    """Particles of a block of stays: state [3, m, P], on [m, P]; and their random numbers."""
+
+    def __init__(self, owner: ParticleFilter, stays: Stays) -> None:
+        self.law, size, hours = owner.law, (owner.particles,), owner.law.hours
+        draws = [generator(owner.seed, "icu/particles", int(stay)) for stay in stays.index]
+        normal = [d.standard_normal((hours + 1, STATES, *size), dtype=FLOAT) for d in draws]
+        self.normal = np.stack(normal, axis=2)  # [T + 1, 3, m, P], the last for the start
+        uniform = [d.random((2, hours, *size), dtype=FLOAT) for d in draws]
+        self.onset_u, self.treat_u = np.stack(uniform, axis=2)
+        self.resample_u = np.stack([d.random(hours) for d in draws], axis=1)
+        self.state = self.normal[-1] * FLOAT(self.law.start_sd)
+        self.on = np.zeros(self.state.shape[1:], dtype=bool)
+        self.hazard = self.law.onset_hazard()
+
+    def _last(self) -> Array:
+        """The state with its components last, as the law takes it."""
+        return np.moveaxis(self.state, 0, -1)
+
+    def advance(self, hour: int, treated: Array, on: Array | None = None) -> None:
+        """Move to ``hour``; treated: [m, 1] or [m, P] of the hour before; on: whether the drift acts, if it is known."""
+        self.on = self.on | (self.onset_u[hour] < self.hazard[hour]) if on is None else on & np.ones_like(self.on)
+        moved = self.law.step(self._last(), self.on, treated)
+        self.state = np.moveaxis(moved, -1, 0)
+        self.state += self.normal[hour] * np.array(self.law.noise, FLOAT)[:, None, None]
+
+    def resample(self, hour: int, log_weight: Array) -> None:
+        """Systematic resampling of every stay's particles."""
+        m, particles = self.on.shape
+        weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
+        edges = np.cumsum(weight, axis=1, dtype=np.float64)
+        edges = np.ceil(edges * (particles / edges[:, -1:]) - self.resample_u[hour][:, None])
+        edges[:, -1] = particles
+        copies = np.diff(edges, axis=1, prepend=0).astype(np.int64)
+        chosen = np.repeat(np.arange(m * particles), copies.ravel())
+        self.state = self.state.reshape(STATES, -1)[:, chosen].reshape(STATES, m, particles)
+        self.on = self.on.ravel()[chosen].reshape(m, particles)
+
+    def risk(self, seen_h: int, last_h: int, treated: Array) -> Array:
+        """[m] chance of death in hours seen_h + 1 .. last_h: survival times hazard, treatment drawn from the policy."""
+        law, acting = self.law, treated[:, None]
+        alive = np.ones(self.on.shape, dtype=FLOAT)
+        risk = np.zeros(self.on.shape, dtype=FLOAT)
+        for hour in range(seen_h + 1, last_h + 1):
+            self.advance(hour, acting)
+            state = self._last()
+            stay_alive = np.exp(-law.death_rate(state))
+            risk += alive * (1 - stay_alive)
+            alive *= stay_alive * np.exp(-law.discharge_rate(state))
+            acting = self.treat_u[hour] * (1 + np.exp(-law.treat_logit(state))) < 1
+        return risk.mean(1, dtype=np.float64)
+
+
+def _blocks(stays: Stays) -> Iterator[Stays]:
+    return (stays.take(slice(first, first + BLOCK)) for first in range(0, len(stays.index), BLOCK))
+
+
+def _rows(mean: Array) -> Array:
+    """[3, m] -> [m, 3]."""
+    return mean.T.astype(np.float64)
+
+
+def sufficient(law: Icu, world: IcuWorld, labs: Array) -> tuple[Array, Array, Array]:
+    """What an hour's labs say: log p(labs | S) = -.5 S'Q S + b'S + constant.
+
+    labs: [n, T, 12]. Returns Q [n, T, 6] (00, 11, 22, 01, 02, 12), b [n, T, 3] and how many labs were drawn [n, T].
+    """
+    flat = labs.reshape(-1, LABS).astype(np.float64)
+    drawn = ~np.isnan(flat)
+    centred = np.where(drawn, flat - world.lab_shift(law), 0) / law.lab_noise
+    C = world.loading.T / law.lab_noise
+    i, j = np.array([0, 1, 2, 0, 0, 1]), np.array([0, 1, 2, 1, 2, 2])
+    shape = labs.shape[:-1]
+    quadratic = by_row(C[i] * C[j], drawn.astype(np.float64)).reshape(*shape, 6)
+    return quadratic, by_row(C, centred).reshape(*shape, 3), drawn.sum(1).reshape(shape)
+
+
+def _lab_evidence(state: Array, quadratic: Array, linear: Array) -> Array:
+    """[m, P] log likelihood of an hour's labs; state [3, m, P], quadratic [m, 6], linear [m, 3]."""
+    s0, s1, s2 = state
+    q = quadratic.T[:, :, None].astype(FLOAT)
+    b = linear.T[:, :, None].astype(FLOAT)
+    return (
+        s0 * (b[0] - 0.5 * q[0] * s0 - q[3] * s1 - q[4] * s2)
+        + s1 * (b[1] - 0.5 * q[1] * s1 - q[5] * s2)
+        + s2 * (b[2] - 0.5 * q[2] * s2)
+    )
+
+
+def _chance_evidence(law: Icu, state: Array, drawn: Array, treated: Array) -> Array:
+    """[m, P] log likelihood of how many labs were drawn, of the treatment, and of staying in the unit; [m, 1] each."""
+    last = np.moveaxis(state, 0, -1)
+    measured, treat = law.measured_logit(last), law.treat_logit(last)
+    sign = np.where(treated, -1, 1).astype(FLOAT)
+    chances = drawn.astype(FLOAT) * measured - LABS * np.log(1 + np.exp(measured)) - np.log(1 + np.exp(sign * treat))
+    return chances - law.death_rate(last) - law.discharge_rate(last)
+
+
+def kalman(stays: Stays, last_h: int) -> tuple[Array, Array]:
+    """Mean [n, last_h + 1, 3] and covariance [n, last_h + 1, 3, 3] of the state given labs up to each hour, the treatments
+    and the onset: exact where treatment, measurement and ends do not depend on the state.
+    """
+    law, n = stays.law, len(stays.index)
+    quadratic, linear, _ = sufficient(law, stays.world, stays.labs[:, : last_h + 1])
+    precision = quadratic[..., [0, 3, 4, 3, 1, 5, 4, 5, 2]].reshape(n, last_h + 1, STATES, STATES)
+    keep, Q = np.diag(law.keep), np.diag(law.noise) ** 2
+    mean, covariance = np.zeros((n, STATES)), np.broadcast_to(law.start_sd**2 * np.eye(STATES), (n, STATES, STATES))
+    on, none = stays.on(), np.zeros(n, dtype=bool)
+    means, covariances = [], []
+    for hour in range(last_h + 1):
+        mean = law.step(mean, on[:, hour], stays.treated[:, hour - 1] if hour else none)
+        prior = np.linalg.inv(keep @ covariance @ keep + Q)
+        covariance = np.linalg.inv(prior + precision[:, hour])
+        mean = (covariance @ (prior @ mean[..., None] + linear[:, hour, :, None]))[..., 0]
+        means.append(mean)
+        covariances.append(covariance)
+    return np.stack(means, axis=1), np.stack(covariances, axis=1)
