@@ -10,6 +10,7 @@ import numpy as np
 
 from synthetic.catalogue import Catalogue
 from synthetic.draws import Array, generator
+from synthetic.presets import Site
 
 NO_TIME = np.iinfo(np.int64).min
 NO_VISIT = -1
@@ -29,8 +30,9 @@ BASE = {
 class Vocabulary:
     """Every code that may occur, with a description; rows hold its position."""
 
-    def __init__(self, catalogue: Catalogue, site: str) -> None:
+    def __init__(self, catalogue: Catalogue, site: Site | str) -> None:
         self.catalogue = catalogue
+        site = site if isinstance(site, str) else site.name
         base = BASE | {f"SITE//{site}": f"Cared for at the site called {site}"}
         self.codes = [*base, *catalogue.codes, *catalogue.labs]
         self.descriptions = [*base.values(), *catalogue.descriptions, *catalogue.lab_descriptions]
@@ -91,7 +93,17 @@ def index_time_s(uniform: Array) -> Array:
     return (first_day + days) * DAY + 7 * HOUR + np.floor(uniform[:, 1] * 11 * HOUR).astype(np.int64)
 
 
-def history(t: Array, names: list[str], vocabulary: Vocabulary, index_s: int, seed: int, subject: int) -> Rows:
+def history(
+    t: Array,
+    names: list[str],
+    vocabulary: Vocabulary,
+    index_s: int,
+    seed: int,
+    subject: int,
+    *,
+    concepts: Array | None = None,
+    seen: bool = True,
+) -> Rows:
     """Everything up to and with the index CT at second ``index_s``; t: [q] the subject's EHR readout."""
     at, draw = vocabulary.at, generator(seed, "ehr/visits", subject)
     age_years = np.clip(62 + 9 * t[names.index("b1")], 40, 90)
@@ -142,9 +154,13 @@ def _labs(t: Array, vocabulary: Vocabulary, start: Array, stop: Array, visit: Ar
     return Rows.of(time, vocabulary.first_lab + j, value.round(3), time + delay, visit[v])
 
 
-def outcome(y: bool, vocabulary: Vocabulary, index_s: int, seed: int, subject: int) -> Rows:
+def outcome(
+    y: bool, vocabulary: Vocabulary, index_s: int, seed: int, subject: int, *, diagnosis_days: float | None = None
+) -> Rows:
     """The cancer code 30 to 365 days after the index CT if the label is true, else no row."""
     if not y:
         return Rows.of([], [], np.nan, [], NO_VISIT)
-    later = index_s + 30 * DAY + int(generator(seed, "ehr/outcome", subject).random() * 335 * DAY)
+    if diagnosis_days is None:
+        diagnosis_days = 30 + generator(seed, "ehr/outcome", subject).random() * 335
+    later = index_s + int(diagnosis_days * DAY)
     return Rows.of([later], [vocabulary.at["DIAGNOSIS//LUNG_CANCER"]], np.nan, [later], NO_VISIT)
