@@ -12,26 +12,35 @@ import pandas as pd
 from scipy.fft import irfftn, rfftn
 from scipy.special import expit, ndtr
 
+from synthetic import signs
 from synthetic.draws import Array, generator
+from synthetic.presets import Site
 
+SIZES = (32, 48, 64)
 SIZE = 32  # voxels of 1 mm along each axis
 _PAD = 2  # rendered margin, cut off at the end: the Fourier blur wraps round
 _FULL = SIZE + 2 * _PAD
 _AXIS = (np.arange(_FULL) - (_FULL - 1) / 2).astype(np.float32)
 _X, _Y, _Z = _AXIS[:, None, None], _AXIS[None, :, None], _AXIS[None, None, :]
 KERNELS = ("smooth", "standard", "sharp")
-_KERNEL_EDGES = (0.25, 0.75)  # a quarter smooth, half standard, a quarter sharp
+_NEUTRAL = Site(name="", offset=0, rho=0.0)
 _BLUR_MM = {"smooth": 1.1, "standard": 0.75, "sharp": 0.5}
 _NOISE_CUTOFF = {"smooth": 0.18, "standard": 0.28, "sharp": 0.45}  # per mm
 _NOISE_HU = {"smooth": 15.0, "standard": 25.0, "sharp": 40.0}
 _LOBES, _SPICULES, _MOST_VESSELS = 6, 14, 6
 
 
-def parameters(t: Array, names: list[str], protocol: Array) -> pd.DataFrame:
-    """Physical quantities of n patches, one row each.
+def parameters(
+    t: Array, names: list[str], protocol: Array, site: Site = _NEUTRAL, concepts: Array | None = None
+) -> pd.DataFrame:
+    """Physical quantities of n patches, one row each; ``signs`` holds the names of a subject's signs.
 
-    t: [n, q] image readout whose coordinates are ``names``. protocol: [n, 3] uniforms of each subject's scan protocol.
+    t: [n, q] image readout whose coordinates are ``names``. protocol: [n, 3] uniforms of each subject's scan protocol, from
+    which the site's acquisition knobs make contrast, slice thickness and kernel. concepts: [n, 24] bool, the image columns
+    (``synthetic.concepts.IN_IMAGE``) of the sparse concepts.
     """
+    seen = np.zeros((len(t), len(signs.NAMES)), bool) if concepts is None else concepts
+    quality = 1.0 if site.noise_image == 1 else site.noise_image
     at = {name: t[:, j] for j, name in enumerate(names)}
     pathway = expit(1.5 * at["c1"])
     return pd.DataFrame(
@@ -50,15 +59,20 @@ def parameters(t: Array, names: list[str], protocol: Array) -> pd.DataFrame:
             "vessels": 2 + np.minimum(np.floor(5 * ndtr(at["n_image6"])), _MOST_VESSELS - 2).astype(np.int64),
             "texture_hu": 25 * np.exp(0.15 * at["n_image7"]),
             "vessel_factor": np.exp(0.15 * at["n_image8"]),
-            "noise_factor": np.exp(0.15 * at["b2"] - 0.15 * at["c1"]),
+            "noise_factor": np.exp(0.15 * at["b2"] - 0.15 * at["c1"]) * quality,
             "contrast": protocol[:, 0] < pathway,
-            "thickness_mm": np.where(protocol[:, 1] < pathway, 1.0, 2.5),
-            "kernel": np.array(KERNELS)[np.searchsorted(_KERNEL_EDGES, protocol[:, 2])],
+            "thickness_mm": np.where(protocol[:, 1] < pathway, 1.0, site.thick_mm),
+            "kernel": np.array(KERNELS)[np.searchsorted(np.cumsum(site.kernel_mix)[:2], protocol[:, 2])],
+            "gain": site.gain,
+            "hu_bias": site.hu_bias,
+            "cup_hu": site.cup_hu,
+            "voxel_mm": site.voxel_mm,
+            "signs": [tuple(name for name, has in zip(signs.NAMES, row, strict=True) if has) for row in seen],
         }
     )
 
 
-def render(row: dict, seed: int, subject: int, scan: int = 0) -> Array:
+def render(row: dict, seed: int, subject: int, scan: int = 0, size: int = SIZE) -> Array:
     """One patch, int16 HU [32, 32, 32] in RAS+. row: one record of ``parameters``."""
     anatomy = generator(seed, "ct/anatomy", subject)
     noise = generator(seed, f"ct/noise/{scan}", subject)

@@ -1,0 +1,28 @@
+"""Radiological signs of the sparse concepts that images show."""
+
+NAMES = (
+    "central_calcification",
+    "eccentric_calcification",
+    "popcorn_calcification",
+    "fat",
+    "cavity",
+    "halo",
+    "satellite_nodule",
+    "air_bronchogram",
+    "pleural_tag",
+    "feeding_vessel",
+    "bubble_lucency",
+    "septal_line",
+    "pleural_effusion",
+    "pleural_plaque",
+    "surgical_clip",
+    "cyst",
+    "bronchiectasis",
+    "consolidation",
+    "atelectasis",
+    "granuloma",
+    "honeycombing",
+    "bulla",
+    "lymph_node",
+    "wire",
+)
