@@ -25,7 +25,9 @@ from synthetic.draws import Array, normals, uniforms
 from synthetic.icu import POLICIES, Policy
 
 SCAN_DAYS = (0.0, 90.0, 365.0)  # of the first, second and third scan, the later ones each within 20 %
-CAP_MM = 26.0  # a nodule of 26 mm leaves 3 mm of a 32 mm patch on either side, about the 2.5 mm its centre may be off
+CAP_MM = (
+    26.0  # what a 32 mm patch holds: it cuts the ellipsoid of 1 % of the third scans and of a quarter of those capped
+)
 LOG_VDT = {True: (np.log(250.0), 0.5), False: (np.log(900.0), 0.6)}  # mean and sd of log days: malignant, benign
 NOISE = 0.05  # sd of a later log diameter about its growth curve
 _PER_VDT = np.log(2) / 3  # growth of the log diameter in one doubling time
@@ -101,15 +103,25 @@ def _log_evidence(
     return logsumexp(total, axis=1) + np.log(step) - np.log(sd)
 
 
+def volume_cm3(diameter: Array | float) -> Array:
+    """Volume of spheres of that diameter in cm."""
+    return np.pi / 6 * np.asarray(diameter) ** 3
+
+
+def diameter_cm(volume: Array | float) -> Array:
+    """Diameter of spheres of that many cm3."""
+    return np.cbrt(np.asarray(volume) * (6 / np.pi))
+
+
 DAYS = 60  # of a course, one step a day
 DEATH_CM = 13.0  # diameter that kills
-_LETHAL_CM3, _CAPACITY_CM3 = (float(np.pi / 6 * d**3) for d in (DEATH_CM, 30.0))  # growth would stop at 30 cm
+_LETHAL_CM3, _CAPACITY_CM3 = volume_cm3(DEATH_CM), volume_cm3(30.0)  # growth would stop at 30 cm
 CELLS_PER_CM3 = 5.8e8
 WINDOW_DAYS = 15  # over which treatment looks at the diameter
 CHEMO_MG_M3, HALF_LIFE_DAYS, FRACTION_GY = 5.0, 1.0, 2.0
 _GROWTH, _ALPHA, _CHEMO, _CORRELATION = (7e-5, 0.00723), (0.0398, 0.168), (0.028, 0.0007), 0.87  # (mean, sd)
 _ALPHA_BETA_GY, _VOLUME_NOISE = 10.0, 0.01
-# Stage: share of 21954 patients, then the log-normal diameter (cm) and where it is cut off.
+# Stage: share of 22954 patients, then the log-normal diameter (cm) and where it is cut off.
 _STAGES = np.array(
     [
         (1432, 1.72, 4.70, 0.3, 5.0),
@@ -120,16 +132,6 @@ _STAGES = np.array(
     ]
 )
 _TRIES = 64  # candidate pairs for two correlated positive rates; each is accepted with probability .45
-
-
-def volume_cm3(diameter_cm: Array | float) -> Array:
-    """Volume of spheres."""
-    return np.pi / 6 * np.asarray(diameter_cm) ** 3
-
-
-def diameter_cm(volume: Array) -> Array:
-    """Diameter of spheres of that many cm3."""
-    return np.cbrt(volume * (6 / np.pi))
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def courses(seed: int, first: int, count: int, confounding: float, policy: Polic
 
     observed: chemotherapy and a radiotherapy fraction each with probability
     sigm((confounding / 13 cm)(mean diameter of the last 15 days - 6.5 cm)), a coin's toss at confounding 0; never and always
-    as they say. Refusal ``SYNTHETIC_UNKNOWN``: another policy; ``SYNTHETIC_RANGE``: a negative confounding.
+    as they say. No subject's tumour is ever larger than under never. Refusal ``SYNTHETIC_UNKNOWN``: another policy; ``SYNTHETIC_RANGE``: a negative confounding.
     """
     if policy not in POLICIES:
         raise Refusal("SYNTHETIC_UNKNOWN", f"no policy is called {policy!r}", f"Known: {', '.join(POLICIES)}")
