@@ -64,10 +64,13 @@ class Icu:
             raise Refusal("SYNTHETIC_RANGE", f"{', '.join(dict.fromkeys(wrong))} of the ICU law out of range")
 
     def step(self, state: Array, on: Array, treated: Array) -> Array:
-        """Expected next state; state [..., 3], on and treated [...] bool or 0/1."""
-        keep, drift, effect = (np.array(v, state.dtype) for v in (self.keep, self.drift, self.effect))
-        effect *= state.dtype.type(self.treatment_factor)
-        return state * keep + on[..., None] * drift + treated[..., None] * effect
+        """Expected next state. Here and below a state is [3, ...]; on and treated: [...] bool."""
+        shape = (STATES,) + (1,) * (state.ndim - 1)
+        keep, drift, effect = (np.array(v, state.dtype).reshape(shape) for v in (self.keep, self.drift, self.effect))
+        moved = state * keep
+        moved += on * drift
+        moved += treated * (effect * state.dtype.type(self.treatment_factor))
+        return moved
 
     def treat_logit(self, state: Array) -> Array:
         """Log-odds of treatment at a state."""
@@ -93,8 +96,8 @@ class Icu:
 
 
 def weighted(state: Array, weight: tuple[float, ...]) -> Array:
-    """``state @ weight`` over the last axis, the same bytes whatever the number of rows."""
-    return state[..., 0] * weight[0] + state[..., 1] * weight[1] + state[..., 2] * weight[2]
+    """``weight @ state`` over the first axis, the same bytes whatever the shape of the rest."""
+    return state[0] * weight[0] + state[1] * weight[1] + state[2] * weight[2]
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Stays:
         ended = np.maximum(self.death_h, self.discharge_h)
         return np.where(ended == NONE, self.law.hours, ended)
 
-    def take(self, rows: Array) -> "Stays":
+    def take(self, rows: Array | slice) -> "Stays":
         """Some of the stays, by row or mask."""
         columns = (f.name for f in fields(self) if f.name not in ("law", "world"))
         return replace(self, **{name: getattr(self, name)[rows] for name in columns})
@@ -187,15 +190,15 @@ def _simulate(
     u = uniforms(seed, "icu/onset", first, n, 2)
     onset_h = np.where(u[:, 0] < law.deteriorating, -law.onset_h * np.log(u[:, 1]), np.inf)
     states, treated = _trajectory(law, seed, first, n, policy, switch_h, onset_h)
-    death_h = _first_hour(uniforms(seed, "icu/death", first, n, law.hours) < -np.expm1(-law.death_rate(states)))
+    dies = uniforms(seed, "icu/death", first, n, law.hours) < -np.expm1(-law.death_rate(states))
     leaves = uniforms(seed, "icu/discharge", first, n, law.hours) < -np.expm1(-law.discharge_rate(states))
-    discharge_h = _first_hour(leaves)
+    death_h, discharge_h = _first_hour(dies), _first_hour(leaves)
     died = (death_h != NONE) & ((discharge_h == NONE) | (death_h <= discharge_h))
     death_h, discharge_h = np.where(died, death_h, NONE), np.where(died, NONE, discharge_h)
     ended = np.maximum(death_h, discharge_h)
     seen = np.arange(law.hours) <= np.where(ended == NONE, law.hours, ended)[:, None]
     return {
-        "states": states,
+        "states": np.moveaxis(states, 0, -1),
         "treated": treated,
         "labs": _labs(law, world, seed, first, states, seen),
         "death_h": death_h,
@@ -212,29 +215,29 @@ def _first_hour(happens: Array) -> Array:
 def _trajectory(
     law: Icu, seed: int, first: int, n: int, policy: Policy, switch_h: int, onset_h: Array
 ) -> tuple[Array, Array]:
-    """States [n, T, 3] and treatments [n, T]."""
+    """States [3, n, T] and treatments [n, T]."""
     noise = normals(seed, "icu/process", first, n, law.hours * STATES).reshape(n, law.hours, STATES)
-    noise *= np.array(law.noise)
+    noise = (noise * np.array(law.noise)).transpose(1, 2, 0)
     coin = uniforms(seed, "icu/treatment", first, n, law.hours)
-    states, treated = np.empty_like(noise), np.empty((n, law.hours), dtype=bool)
-    state, on_treatment = law.start_sd * normals(seed, "icu/start", first, n, STATES), np.zeros(n, dtype=bool)
+    states, treated = np.empty((STATES, n, law.hours)), np.empty((n, law.hours), dtype=bool)
+    state, acting = law.start_sd * normals(seed, "icu/start", first, n, STATES).T, np.zeros(n, dtype=bool)
     for hour in range(law.hours):
-        state = law.step(state, hour >= onset_h, on_treatment) + noise[:, hour]
+        state = law.step(state, hour >= onset_h, acting) + noise[hour]
         if policy == "observed" or hour < switch_h:
-            on_treatment = coin[:, hour] < expit(law.treat_logit(state))
+            acting = coin[:, hour] < expit(law.treat_logit(state))
         else:
-            on_treatment = np.full(n, policy == "always")
-        states[:, hour], treated[:, hour] = state, on_treatment
+            acting = np.full(n, policy == "always")
+        states[:, :, hour], treated[:, hour] = state, acting
     return states, treated
 
 
 def _labs(law: Icu, world: IcuWorld, seed: int, first: int, states: Array, seen: Array) -> Array:
-    """Labs [n, T, 12] float32; normals are made only for the labs that are drawn."""
-    n, width = len(states), law.hours * LABS
+    """Labs [n, T, 12] float32; normals are made only for the labs that are drawn. states: [3, n, T]."""
+    n, width = states.shape[1], law.hours * LABS
     drawn = uniforms(seed, "icu/lab_measured", first, n, width).reshape(n, law.hours, LABS)
     stay, hour, lab = np.nonzero((drawn < expit(law.measured_logit(states))[..., None]) & seen[..., None])
     noise = uniforms(seed, "icu/lab_noise", first, n, width)[stay, hour * LABS + lab]
-    value = weighted(states[stay, hour] * world.loading[lab], (1, 1, 1)) + law.lab_noise * ndtri(noise)
+    value = weighted(states[:, stay, hour] * world.loading.T[:, lab], (1, 1, 1)) + law.lab_noise * ndtri(noise)
     if law.lab_offset:
         value += world.lab_shift(law)[lab]
     labs = np.full((n, law.hours, LABS), np.nan, dtype=np.float32)

@@ -25,14 +25,22 @@ class ParticleFilter:
     def __init__(self, law: Icu, world: IcuWorld, particles: int, seed: int) -> None:
         self.law, self.world, self.particles, self.seed = law, world, particles, seed
 
-    def means(self, stays: Stays, last_h: int) -> Array:
-        """[n, last_h + 1, 3] mean state of each hour given the record up to it; only stays still in the unit count."""
-        return np.concatenate(
-            [
-                np.stack([_rows(cloud.state.mean(-1)) for cloud in self._filtered(part, last_h)], axis=1)
-                for part in _blocks(stays)
-            ]
-        )
+    def path(self, stays: Stays, seen_h: int, last_h: int, know_onset: bool = False) -> Array:
+        """[n, last_h + 1, 3] mean state: of hours <= seen_h given the record up to that hour, of later hours given the
+        record up to ``seen_h`` and the treatment given since.
+
+        know_onset: the hour of onset is given, past or future; else it is inferred, and may yet come. A record counts only
+        while the stay lasts: the answer for stays that ended before ``seen_h`` is void.
+        """
+        paths = []
+        for part in _blocks(stays):
+            cloud = _Cloud(self, part, last_h, part.on() if know_onset else None)
+            means = [cloud.state.mean(-1) for _ in cloud.filtered(part, seen_h)]
+            for hour in range(seen_h + 1, last_h + 1):
+                cloud.advance(hour, part.treated[:, hour - 1, None])
+                means.append(cloud.state.mean(-1))
+            paths.append(np.stack(means).transpose(2, 0, 1).astype(np.float64))
+        return np.concatenate(paths)
 
     def risk(self, stays: Stays, seen_h: int, last_h: int) -> Array:
         """[n] probability of death in the unit in hours seen_h + 1 .. last_h, treatment following the law's policy.
@@ -41,7 +49,9 @@ class ParticleFilter:
         """
         risks = []
         for part in _blocks(stays):
-            *_, cloud = self._filtered(part, seen_h)
+            cloud = _Cloud(self, part, last_h)
+            for _ in cloud.filtered(part, seen_h):
+                pass
             risks.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
         return np.concatenate(risks)
 
@@ -49,70 +59,53 @@ class ParticleFilter:
         """``risk`` of one who knows the state, whether the drift has begun, and the treatment of hour ``seen_h``."""
         risks = []
         for part in _blocks(stays):
-            cloud = _Cloud(self, part)
+            cloud = _Cloud(self, part, last_h)
             cloud.state = np.repeat(part.states[:, seen_h].T[:, :, None], self.particles, axis=2).astype(FLOAT)
             cloud.on = np.repeat(part.on()[:, seen_h, None], self.particles, axis=1)
             risks.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
         return np.concatenate(risks)
 
-    def forecast(self, stays: Stays, seen_h: int, know_onset: bool) -> Array:
-        """[n, T - seen_h, 3] mean state of hours seen_h .. T - 1 under the treatment that was given.
-
-        know_onset: the hour of onset is given, past or future; else it is inferred and may yet come.
-        """
-        forecasts = []
-        for part in _blocks(stays):
-            on = part.on() if know_onset else None
-            *_, cloud = self._filtered(part, seen_h, on)
-            path = [cloud.state.mean(-1)]
-            for hour in range(seen_h + 1, self.law.hours):
-                cloud.advance(hour, part.treated[:, hour - 1, None], None if on is None else on[:, hour, None])
-                path.append(cloud.state.mean(-1))
-            forecasts.append(np.stack([_rows(mean) for mean in path], axis=1))
-        return np.concatenate(forecasts)
-
-    def _filtered(self, stays: Stays, last_h: int, on: Array | None = None) -> Iterator["_Cloud"]:
-        """The particles after the record of each hour 0 .. last_h, equally weighted."""
-        cloud = _Cloud(self, stays)
-        quadratic, linear, drawn = sufficient(self.law, self.world, stays.labs[:, : last_h + 1])
-        none = np.zeros((len(stays.index), 1), dtype=bool)
-        for hour in range(last_h + 1):
-            cloud.advance(
-                hour, stays.treated[:, hour - 1, None] if hour else none, None if on is None else on[:, hour, None]
-            )
-            evidence = _lab_evidence(cloud.state, quadratic[:, hour], linear[:, hour])
-            evidence += _chance_evidence(self.law, cloud.state, drawn[:, hour, None], stays.treated[:, hour, None])
-            cloud.resample(hour, evidence)
-            yield cloud
-
 
 class _Cloud:
-    """Particles of a block of stays: state [3, m, P], on [m, P]; and their random numbers."""
+    """Particles of m stays: state [3, m, P], on [m, P] whether the drift acts; and their random numbers.
 
-    def __init__(self, owner: ParticleFilter, stays: Stays) -> None:
-        self.law, size, hours = owner.law, (owner.particles,), owner.law.hours
+    known_on: [m, T] if the onset is known.
+    """
+
+    def __init__(self, owner: ParticleFilter, stays: Stays, last_h: int, known_on: Array | None = None) -> None:
+        self.law, self.world, self.known_on = owner.law, owner.world, known_on
+        hours, size = last_h + 1, owner.particles
         draws = [generator(owner.seed, "icu/particles", int(stay)) for stay in stays.index]
-        normal = [d.standard_normal((hours + 1, STATES, *size), dtype=FLOAT) for d in draws]
-        self.normal = np.stack(normal, axis=2)  # [T + 1, 3, m, P], the last for the start
-        uniform = [d.random((2, hours, *size), dtype=FLOAT) for d in draws]
-        self.onset_u, self.treat_u = np.stack(uniform, axis=2)
+        normal = np.stack([d.standard_normal((hours + 1, STATES, size), dtype=FLOAT) for d in draws], axis=2)
+        self.normal, start = normal[1:], normal[0]
+        self.onset_u, self.treat_u = np.stack([d.random((2, hours, size), dtype=FLOAT) for d in draws], axis=2)
         self.resample_u = np.stack([d.random(hours) for d in draws], axis=1)
-        self.state = self.normal[-1] * FLOAT(self.law.start_sd)
+        self.state = start * FLOAT(self.law.start_sd)
         self.on = np.zeros(self.state.shape[1:], dtype=bool)
         self.hazard = self.law.onset_hazard()
 
-    def _last(self) -> Array:
-        """The state with its components last, as the law takes it."""
-        return np.moveaxis(self.state, 0, -1)
-
-    def advance(self, hour: int, treated: Array, on: Array | None = None) -> None:
-        """Move to ``hour``; treated: [m, 1] or [m, P] of the hour before; on: whether the drift acts, if it is known."""
-        self.on = self.on | (self.onset_u[hour] < self.hazard[hour]) if on is None else on & np.ones_like(self.on)
-        moved = self.law.step(self._last(), self.on, treated)
-        self.state = np.moveaxis(moved, -1, 0)
+    def advance(self, hour: int, treated: Array) -> None:
+        """Move to ``hour``; treated: [m, 1] or [m, P] in the hour before."""
+        if self.known_on is None:
+            self.on = self.on | (self.onset_u[hour] < self.hazard[hour])
+        else:
+            self.on = np.repeat(self.known_on[:, hour, None], self.on.shape[1], axis=1)
+        self.state = self.law.step(self.state, self.on, treated)
         self.state += self.normal[hour] * np.array(self.law.noise, FLOAT)[:, None, None]
 
-    def resample(self, hour: int, log_weight: Array) -> None:
+    def filtered(self, stays: Stays, last_h: int) -> Iterator[None]:
+        """Take in the record of each hour 0 .. last_h, and stop after each."""
+        quadratic, linear, drawn = sufficient(self.law, self.world, stays.labs[:, : last_h + 1])
+        before = np.zeros((len(stays.index), 1), dtype=bool)
+        for hour in range(last_h + 1):
+            self.advance(hour, before)
+            before = stays.treated[:, hour, None]
+            evidence = _lab_evidence(self.state, quadratic[:, hour], linear[:, hour])
+            evidence += _chance_evidence(self.law, self.state, drawn[:, hour, None], before)
+            self._resample(hour, evidence)
+            yield
+
+    def _resample(self, hour: int, log_weight: Array) -> None:
         """Systematic resampling of every stay's particles."""
         m, particles = self.on.shape
         weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
@@ -131,21 +124,15 @@ class _Cloud:
         risk = np.zeros(self.on.shape, dtype=FLOAT)
         for hour in range(seen_h + 1, last_h + 1):
             self.advance(hour, acting)
-            state = self._last()
-            stay_alive = np.exp(-law.death_rate(state))
+            stay_alive = np.exp(-law.death_rate(self.state))
             risk += alive * (1 - stay_alive)
-            alive *= stay_alive * np.exp(-law.discharge_rate(state))
-            acting = self.treat_u[hour] * (1 + np.exp(-law.treat_logit(state))) < 1
+            alive *= stay_alive * np.exp(-law.discharge_rate(self.state))
+            acting = self.treat_u[hour] * (1 + np.exp(-law.treat_logit(self.state))) < 1
         return risk.mean(1, dtype=np.float64)
 
 
 def _blocks(stays: Stays) -> Iterator[Stays]:
     return (stays.take(slice(first, first + BLOCK)) for first in range(0, len(stays.index), BLOCK))
-
-
-def _rows(mean: Array) -> Array:
-    """[3, m] -> [m, 3]."""
-    return mean.T.astype(np.float64)
 
 
 def sufficient(law: Icu, world: IcuWorld, labs: Array) -> tuple[Array, Array, Array]:
@@ -177,11 +164,10 @@ def _lab_evidence(state: Array, quadratic: Array, linear: Array) -> Array:
 
 def _chance_evidence(law: Icu, state: Array, drawn: Array, treated: Array) -> Array:
     """[m, P] log likelihood of how many labs were drawn, of the treatment, and of staying in the unit; [m, 1] each."""
-    last = np.moveaxis(state, 0, -1)
-    measured, treat = law.measured_logit(last), law.treat_logit(last)
+    measured, treat = law.measured_logit(state), law.treat_logit(state)
     sign = np.where(treated, -1, 1).astype(FLOAT)
     chances = drawn.astype(FLOAT) * measured - LABS * np.log(1 + np.exp(measured)) - np.log(1 + np.exp(sign * treat))
-    return chances - law.death_rate(last) - law.discharge_rate(last)
+    return chances - law.death_rate(state) - law.discharge_rate(state)
 
 
 def kalman(stays: Stays, last_h: int) -> tuple[Array, Array]:
@@ -196,7 +182,7 @@ def kalman(stays: Stays, last_h: int) -> tuple[Array, Array]:
     on, none = stays.on(), np.zeros(n, dtype=bool)
     means, covariances = [], []
     for hour in range(last_h + 1):
-        mean = law.step(mean, on[:, hour], stays.treated[:, hour - 1] if hour else none)
+        mean = law.step(mean.T, on[:, hour], stays.treated[:, hour - 1] if hour else none).T
         prior = np.linalg.inv(keep @ covariance @ keep + Q)
         covariance = np.linalg.inv(prior + precision[:, hour])
         mean = (covariance @ (prior @ mean[..., None] + linear[:, hour, :, None]))[..., 0]
