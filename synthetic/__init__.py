@@ -3,23 +3,35 @@
 It knows nothing of the models: nothing here imports more of mmjepa than its refusals, files and progress bars.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synthetic.presets import Site
 
 
 def generate(
     out: Path | str,
     *,
     patients: int,
-    site: str = "internal",
+    site: "str | Site | Sequence[str | Site]" = "internal",
     preset: str = "li2025",
     seed: int = 0,
     image_format: str = "nifti",
     workers: int = 1,
+    size: int = 32,
+    scans: int = 1,
+    leak: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a source folder to ``out`` and return its summary; see ``synthetic.source.generate``."""
-    from synthetic import source
+    """Write a source folder to ``out`` and return its summary.
 
-    return source.generate(
-        Path(out), patients=patients, site=site, preset=preset, seed=seed, image_format=image_format, workers=workers
-    )
+    site: one or several, by name or made with ``synthetic.presets.turned``; subjects are dealt to them evenly. preset: the
+    world's constants. image_format: ``nifti`` or ``dicom``. size: 32, 48 or 64 voxels. scans: 1 to 3 CTs a subject.
+    leak: names of ``synthetic.leaks.SWITCHES``. The bytes written do not depend on ``workers``.
+    Raises Refusal: ``SYNTHETIC_UNKNOWN`` (names), ``SYNTHETIC_RANGE`` (numbers), ``OUTPUT_EXISTS``, ``DISK_FULL``.
+    """
+    from synthetic import plan, source
+
+    wanted = plan.checked(patients, site, preset, seed, image_format, workers, size, scans, leak)
+    return source.generate(Path(out), wanted, patients, workers)

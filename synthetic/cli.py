@@ -32,7 +32,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m synthetic generate --site internal --patients 2000 --format nifti --out world/internal",
     )
     generate.add_argument(
-        "--site", default="internal", help="internal or external (other label-pathway link and case mix)"
+        "--site",
+        action="append",
+        metavar="NAME",
+        help="internal (default) or external (other label-pathway link and case mix); several for a cohort of several sites; "
+        "a new name needs a --knob",
+    )
+    generate.add_argument(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="[SITE.]K=V",
+        help="turn a knob of every site, or of one: --knob spec=1.4 --knob east.rho=0",
     )
     generate.add_argument(
         "--patients", type=int, default=2000, metavar="N", help="subjects, one CT each (default 2000)"
@@ -40,6 +51,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, metavar="S", help="the world and its subjects (default 0)")
     generate.add_argument(
         "--format", default="nifti", dest="image_format", metavar="F", help="of the images: nifti (default) or dicom"
+    )
+    generate.add_argument("--size", type=int, default=32, metavar="V", help="voxels a side: 32 (default), 48 or 64")
+    generate.add_argument(
+        "--scans",
+        type=int,
+        default=1,
+        metavar="C",
+        help="CTs a subject, 1 (default) to 3 in a year; the label stands at the last",
+    )
+    generate.add_argument(
+        "--leak",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="plant a fault that an audit is due to find (see the README)",
     )
     generate.add_argument(
         "--out", required=True, type=Path, metavar="X", help="folder to write; must not hold anything yet"
@@ -66,16 +92,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> dict[str, Any]:
-    from synthetic.source import generate
+    from synthetic import generate
+    from synthetic.presets import find_sites
 
     result = generate(
         args.out,
         patients=args.patients,
-        site=args.site,
+        site=find_sites(args.preset, args.site or ["internal"], args.knob),
         preset=args.preset,
         seed=args.seed,
         image_format=args.image_format,
         workers=args.workers,
+        size=args.size,
+        scans=args.scans,
+        leak=args.leak,
     )
     say(
         f"{result['out']}: {result['patients']} patients, {result['positives']} with cancer, {result['ehr_rows']} record rows"
@@ -87,13 +117,13 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
 def _oracle(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
-    from synthetic import oracle, world
+    from synthetic import oracle, presets
 
     if args.patients < 10 or args.seeds < 1:
         raise Refusal("SYNTHETIC_RANGE", "the oracle needs --patients of at least 10 and --seeds of at least 1")
-    world.find_preset(args.preset)
+    presets.find_preset(args.preset)
     result: dict[str, Any] = {"preset": args.preset, "patients": args.patients, "seeds": args.seeds, "sites": {}}
-    for site in world.SITES[args.preset]:
+    for site in presets.SITES[args.preset]:
         rows = [
             oracle.table(args.preset, site, args.patients, seed) for seed in track(range(args.seeds), f"Site {site}")
         ]

@@ -104,7 +104,7 @@ class Site:
             if not low <= getattr(self, name) <= high:
                 raise Refusal("SYNTHETIC_RANGE", f"{name}={getattr(self, name)} is outside {low}..{high}")
         mix = self.kernel_mix
-        if len(mix) != 3 or min(mix) < 0 or abs(sum(mix) - 1) > 1e-9:
+        if len(mix) != 3 or not (min(mix) >= 0 and abs(sum(mix) - 1) < 1e-9):
             raise Refusal("SYNTHETIC_RANGE", f"kernel_mix={mix} is not three shares of 1: smooth, standard, sharp")
 
 
@@ -118,7 +118,8 @@ _SHARES = [
     "mispair",
     "unpaired",
 ]
-_RANGES: dict[str, tuple[float, float]] = dict.fromkeys(_SHARES, (0, 1)) | {
+_RANGES: dict[str, tuple[float, float]] = {
+    **{name: (0, 1) for name in _SHARES},
     "rho": (-5, 5),
     "c_mean": (-10, 10),
     "spec": (0.01, 10),
@@ -205,6 +206,29 @@ def turned(site: Site, knobs: Iterable[str]) -> Site:
             raise Refusal("SYNTHETIC_RANGE", f"{knob!r} does not set the knob {name}", "Write it as knob=value")
         values[name] = numbers if not scalar else int(numbers[0]) if whole else numbers[0]
     return replace(site, **values)
+
+
+def find_sites(preset: str, names: Iterable[str], knobs: Iterable[str]) -> list[Site]:
+    """Sites by name, with knobs turned: ``knob=value`` at every site, ``name.knob=value`` at that one.
+
+    A name of no known site makes a new one, the internal site but for its own knobs, of which there must be one.
+    Raises the Refusals of ``find_site`` and ``turned``.
+    """
+    names, knobs = list(names), list(knobs)
+    settings = [knob.partition("=")[0].rpartition(".")[0] for knob in knobs]
+    for site in {site for site in settings if site} - set(names):
+        raise Refusal("SYNTHETIC_UNKNOWN", f"a knob is set for {site!r}, which is no site asked for")
+    found = []
+    for position, name in enumerate(names):
+        if name in pick(SITES, preset, "preset") or name not in settings:
+            site = find_site(preset, name)
+        else:
+            site = replace(find_site(preset, "internal"), name=name, offset=_OUTSIDE + _INSIDE * (1 + position))
+        mine = [
+            knob.removeprefix(f"{name}.") for knob, owner in zip(knobs, settings, strict=True) if owner in ("", name)
+        ]
+        found.append(turned(site, mine))
+    return found
 
 
 def describe(preset: Preset, site: Site) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The world: latents, label, measurement layer and sufficient readout of one preset, seed and site."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -182,3 +183,15 @@ class World:
         if site.label_flip:
             label ^= uniforms(seed, "label_flip", first, count, 1)[:, 0] < site.label_flip
         return Subjects(np.arange(first, first + count), z, c, eta, y, diagnosis, label, theta, t, seen)
+
+
+def blended(parts: list[Subjects], which: Array) -> Subjects:
+    """The same range of subjects at several sites to one: row i comes from ``parts[which[i]]``."""
+    rows = np.arange(len(which))
+
+    def chosen(values: list) -> Any:
+        if isinstance(values[0], dict):
+            return {m: chosen([value[m] for value in values]) for m in values[0]}
+        return np.stack(values)[which, rows]
+
+    return Subjects(**{f.name: chosen([getattr(part, f.name) for part in parts]) for f in fields(Subjects)})

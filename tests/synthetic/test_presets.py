@@ -1,0 +1,72 @@
+"""Presets, sites and how knobs are turned."""
+
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmjepa.refusal import Refusal
+from synthetic.presets import _RANGES, Site, find_preset, find_site, find_sites, turned
+
+INTERNAL = find_site("li2025", "internal")
+
+
+@given(st.sampled_from(sorted(_RANGES)), st.floats(0, 1))
+def test_a_knob_takes_any_value_of_its_range_and_leaves_the_others(name, share):
+    low, high = _RANGES[name]
+    value = low + share * (high - low)
+    value = round(value) if isinstance(getattr(INTERNAL, name), int) else value
+    site = turned(INTERNAL, [f"{name}={value}"])
+    assert getattr(site, name) == value
+    assert replace(site, **{name: getattr(INTERNAL, name)}) == INTERNAL
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        "spec",
+        "spec=",
+        "spec=wide",
+        "spec=1,2",
+        "spec=nan",
+        "spec=inf",
+        "follow_up_days=90.5",
+        "gain=9",
+        "mispair=1.1",
+        "mispair=-0.1",
+        "kernel_mix=.5,.5",
+        "kernel_mix=.9,.9,.9",
+        "kernel_mix=nan,.5,.5",
+    ],
+)
+def test_no_other_value_is_taken(knob):
+    with pytest.raises(Refusal, match="SYNTHETIC_RANGE"):
+        turned(INTERNAL, [knob])
+
+
+def test_an_unknown_knob_is_refused_with_the_nearest():
+    with pytest.raises(Refusal, match="Did you mean spec"):
+        turned(INTERNAL, ["sepc=1"])
+    with pytest.raises(Refusal, match="SYNTHETIC_UNKNOWN"):
+        turned(INTERNAL, ["name=1"])
+
+
+def test_every_number_of_a_site_but_its_ids_is_a_knob_with_a_range_or_the_kernel_mix():
+    assert {f.name for f in fields(Site)} - {"name", "offset", "kernel_mix"} == set(_RANGES)
+
+
+def test_knobs_reach_every_site_or_the_one_named():
+    inside, east = find_sites("li2025", ["internal", "east"], ["spec=1.2", "east.rho=0"])
+    assert inside == replace(INTERNAL, spec=1.2)
+    assert east == replace(INTERNAL, name="east", offset=east.offset, spec=1.2, rho=0.0)
+    assert len({inside.offset, east.offset, find_site("li2025", "external").offset}) == 3
+
+
+def test_a_misspelt_site_is_refused():
+    with pytest.raises(Refusal, match="internal, external"):
+        find_sites("li2025", ["externel"], ["spec=1.2"])
+    with pytest.raises(Refusal, match="no site asked for"):
+        find_sites("li2025", ["internal"], ["east.rho=0"])
+    with pytest.raises(Refusal, match="Did you mean base"):
+        find_preset("bsae")
