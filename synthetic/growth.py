@@ -66,7 +66,7 @@ def growth_log_odds(log_d: Array, days: Array) -> Array:
     """log p(later diameters | first, malignant) - log p(later diameters | first, benign), [n]; 0 with one scan.
 
     log_d [n, k]: log diameters in mm, the first exact, the later ones as ``diameters`` gives them; one at the cap tells only
-    that it reached the cap. days [n, k]: of each scan since the first.
+    that it reached the cap. days [n, k]: of each scan since the first. No prior of the first diameter enters: it is known.
     """
     if log_d.shape[1] == 1:
         return np.zeros(len(log_d))

@@ -178,8 +178,9 @@ def test_other_numbers_of_scans_are_refused(scans):
 # Treatment
 
 
-def test_a_course_equals_the_published_recursion_in_plain_python():
-    n, seed, strength = 40, 3, 4.0
+@pytest.mark.parametrize("strength", [0.0, 4.0])
+def test_a_course_equals_the_published_recursion_in_plain_python(strength):
+    n, seed = 60, 3
     got = courses(seed, 0, n, strength)
     (growth_rate, alpha, chemo_effect), d0 = tumour_rates(seed, 0, n), first_diameter_cm(seed, 0, n)
     shock = 0.01 * normals(seed, "treated/noise", 0, n, DAYS)
@@ -250,6 +251,7 @@ def test_death_and_cure_are_final(treated):
         for final in (0.0, LETHAL_CM3):
             reached = volume == final
             assert (reached[:, 1:] >= reached[:, :-1]).all()
+            assert not ((arm.chemo | arm.radio) & reached).any()
     assert (treated["never"].volume_cm3[:, -1] == LETHAL_CM3).mean() == pytest.approx(0.105, abs=0.025)
     assert (treated["always"].volume_cm3[:, -1] == 0).mean() > 0.8
 
