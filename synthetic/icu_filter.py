@@ -5,7 +5,7 @@ would be impoverished by resampling. Evidence of an hour: the labs, how many wer
 stayed in the unit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -25,45 +25,55 @@ class ParticleFilter:
     def __init__(self, law: Icu, world: IcuWorld, particles: int, seed: int) -> None:
         self.law, self.world, self.particles, self.seed = law, world, particles, seed
 
-    def path(self, stays: Stays, seen_h: int, last_h: int, know_onset: bool = False) -> Array:
-        """[n, last_h + 1, 3] mean state: of hours <= seen_h given the record up to that hour, of later hours given the
-        record up to ``seen_h`` and the treatment given since.
+    def means(self, stays: Stays, last_h: int, know_onset: bool = False) -> Array:
+        """[n, last_h + 1, 3] mean state of each hour given the record up to it, and the onset hour if ``know_onset``.
 
-        know_onset: the hour of onset is given, past or future; else it is inferred, and may yet come. A record counts only
-        while the stay lasts: the answer for stays that ended before ``seen_h`` is void.
+        Void from the hour in which a stay ends.
         """
-        paths = []
+        means = []
         for part in _blocks(stays):
             cloud = _Cloud(self, part, last_h, part.on() if know_onset else None)
-            means = [cloud.state.mean(-1) for _ in cloud.filtered(part, seen_h)]
-            for hour in range(seen_h + 1, last_h + 1):
-                cloud.advance(hour, part.treated[:, hour - 1, None])
-                means.append(cloud.state.mean(-1))
-            paths.append(np.stack(means).transpose(2, 0, 1).astype(np.float64))
-        return np.concatenate(paths)
+            means.append(np.stack([cloud.state.mean(-1) for _ in cloud.filtered(part, last_h)]))
+        return np.concatenate(means, axis=2).transpose(2, 0, 1).astype(np.float64)
 
-    def risk(self, stays: Stays, seen_h: int, last_h: int) -> Array:
+    def risk(self, stays: Stays, seen_h: int, last_h: int, know_state: bool = False) -> Array:
         """[n] probability of death in the unit in hours seen_h + 1 .. last_h, treatment following the law's policy.
 
-        The record is seen up to hour ``seen_h``, having stayed through it; the answer for those who did not is void.
+        Given the record up to hour ``seen_h`` and having stayed through it (void for those who did not), or
+        (``know_state``) given the state, whether the drift acts and the treatment of that hour.
         """
-        risks = []
-        for part in _blocks(stays):
-            cloud = _Cloud(self, part, last_h)
-            for _ in cloud.filtered(part, seen_h):
-                pass
-            risks.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
-        return np.concatenate(risks)
+        return np.concatenate(
+            [
+                self._placed(part, seen_h, last_h, know_state).risk(seen_h, last_h, part.treated[:, seen_h])
+                for part in _blocks(stays)
+            ]
+        )
 
-    def risk_of_truth(self, stays: Stays, seen_h: int, last_h: int) -> Array:
-        """``risk`` of one who knows the state, whether the drift has begun, and the treatment of hour ``seen_h``."""
-        risks = []
+    def forecast(self, stays: Stays, seen_h: int, hours: Sequence[int], know_state: bool = False) -> Array:
+        """[n, len(hours), 3] median state in later ``hours`` under the treatment that was given; onset may yet come.
+
+        What is known as in ``risk``. The median has the least absolute error.
+        """
+        forecasts = []
         for part in _blocks(stays):
-            cloud = _Cloud(self, part, last_h)
-            cloud.state = np.repeat(part.states[:, seen_h].T[:, :, None], self.particles, axis=2).astype(FLOAT)
-            cloud.on = np.repeat(part.on()[:, seen_h, None], self.particles, axis=1)
-            risks.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
-        return np.concatenate(risks)
+            cloud, medians = self._placed(part, seen_h, max(hours), know_state), {}
+            for hour in range(seen_h + 1, max(hours) + 1):
+                cloud.advance(hour, part.treated[:, hour - 1, None])
+                if hour in hours:
+                    medians[hour] = np.median(cloud.state, axis=-1)
+            forecasts.append(np.stack([medians[hour] for hour in hours]))
+        return np.concatenate(forecasts, axis=2).transpose(2, 0, 1).astype(np.float64)
+
+    def _placed(self, stays: Stays, seen_h: int, last_h: int, know_state: bool) -> "_Cloud":
+        """Particles at the end of hour ``seen_h``, with randomness up to ``last_h``."""
+        cloud = _Cloud(self, stays, last_h)
+        if know_state:
+            cloud.state = np.repeat(stays.states[:, seen_h].T[:, :, None], self.particles, axis=2).astype(FLOAT)
+            cloud.on = np.repeat(stays.on()[:, seen_h, None], self.particles, axis=1)
+        else:
+            for _ in cloud.filtered(stays, seen_h):
+                pass
+        return cloud
 
 
 class _Cloud:

@@ -1,0 +1,208 @@
+"""What the ICU stays are like, and what the best possible observer makes of them: rates, risks, forecasts, shifts.
+
+Every number comes with a 95 % interval over stays, as {"value", "low", "high"}.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import expit, logit
+from scipy.stats import rankdata
+
+from mmjepa.refusal import Refusal
+from synthetic.draws import Array
+from synthetic.icu import NONE, Icu, Stays, simulate
+from synthetic.icu_filter import ParticleFilter
+
+Number = dict[str, float]
+DEATHS = ((12, 24), (24, 47))  # record seen to the first hour, death in the hours after it up to the second
+FORECAST_FROM_H, FORECAST_H = 12, (1, 6, 12, 24, 35)
+SWITCH_H, TREATED_H, LATER_H, MOVED_H = (0, 24), 20, 26, 36
+SHIFTS: dict[str, dict] = {
+    "none": {},
+    "policy_strength_0": {"policy_strength": 0.0},
+    "treatment_factor_0.5": {"treatment_factor": 0.5},
+    "treatment_factor_0": {"treatment_factor": 0.0},
+    "measured_slope_0": {"measured_slope": 0.0},
+    "discharge_sooner": {"discharge_bias": -3.6},
+    "lab_offset_0.5": {"lab_offset": 0.5},
+}
+
+
+def _number(value: float, error: float) -> Number:
+    return {"value": float(value), "low": float(value - 1.96 * error), "high": float(value + 1.96 * error)}
+
+
+def mean(x: Array) -> Number:
+    """Mean of x with its interval."""
+    return _number(x.mean(), x.std() / np.sqrt(len(x)))
+
+
+def difference(x: Array, of: Array) -> Number:
+    """Mean of x where ``of`` less the mean elsewhere."""
+    return _number(
+        x[of].mean() - x[~of].mean(), np.sqrt(x[of].var() / max(of.sum(), 1) + x[~of].var() / max((~of).sum(), 1))
+    )
+
+
+def ratio(x: Array, of: Array) -> Number:
+    """Mean of x where ``of`` over the mean elsewhere; interval by the delta method."""
+    a, b = mean(x[of]), mean(x[~of])
+    value = a["value"] / b["value"]
+    relative = [(m["high"] - m["value"]) / m["value"] / 1.96 for m in (a, b)]
+    return _number(value, value * float(np.hypot(relative[0], relative[1])))
+
+
+def auc(y: Array, score: Array) -> Number:
+    """Area under the ROC curve of bool y, ties one half, with DeLong's interval."""
+    n, m = int(y.sum()), int((~y).sum())
+    ranks = rankdata(score)
+    above = (ranks[y] - rankdata(score[y])) / m  # of each case: the share of controls below it
+    below = 1 - (ranks[~y] - rankdata(score[~y])) / n
+    return _number(above.mean(), np.sqrt(above.var() / n + below.var() / m))
+
+
+def slope(y: Array, risk: Array) -> Number:
+    """Calibration slope: of the logistic regression of y on the log-odds of ``risk``; 1 = calibrated."""
+    x = np.stack([np.ones(len(risk)), logit(np.clip(risk, 1e-7, 1 - 1e-7))], axis=1)
+    beta = np.array([0.0, 1.0])
+    for _ in range(25):
+        p = expit(x @ beta)
+        information = (x * (p * (1 - p))[:, None]).T @ x
+        beta += np.linalg.solve(information, x.T @ (y - p))
+    return _number(beta[1], np.sqrt(np.linalg.inv(information)[1, 1]))
+
+
+def world_table(law: Icu, stays: int, seed: int) -> dict[str, Number]:
+    """Rates, course, confounding and counterfactuals of the first ``stays`` stays.
+
+    moved_ratio: distance of the state of hour 36 from that of hour 0, deteriorating over stable. naive_*: treated less
+    untreated of hour 20 among those in the unit after hour 26: change of the summed state by hour 26, death later. death_<arm>_from_<hour> and
+    effect_<arm>_from_<hour>: death rate, and distance from the observed arm's state at the end.
+    """
+    found = simulate(law, seed, 0, stays)
+    inside, sick, died = found.inside(), found.deteriorating, found.death_h != NONE
+    moved = np.linalg.norm(found.states[:, MOVED_H] - found.states[:, 0], axis=1)
+    there, still = found.end_h > MOVED_H, found.end_h > LATER_H
+    severity, treated = found.states.sum(2), found.treated[:, TREATED_H]
+    table = {
+        "death": mean(died),
+        "death_deteriorating": mean(died[sick]),
+        "death_stable": mean(died[~sick]),
+        "discharged": mean(found.discharge_h != NONE),
+        "in_at_end": mean(found.end_h == law.hours),
+        "hours_treated": mean(found.treated.mean(1)),
+        "labs_measured": mean((~np.isnan(found.labs)).mean(2)[inside]),
+        "moved_ratio_in_unit": ratio(moved[there], sick[there]),
+        "moved_ratio_all": ratio(moved, sick),
+        "naive_severity": difference((severity[:, LATER_H] - severity[:, TREATED_H])[still], treated[still]),
+        "naive_death": difference(died[still], treated[still]),
+    }
+    for switch_h in SWITCH_H:
+        for policy in ("never", "always"):
+            arm = simulate(law, seed, 0, stays, policy, switch_h)
+            effect = np.linalg.norm(arm.states[:, -1] - found.states[:, -1], axis=1)
+            table[f"death_{policy}_from_{switch_h}"] = mean(arm.death_h != NONE)
+            table[f"effect_{policy}_from_{switch_h}"] = mean(effect)
+    return table
+
+
+def spread(law: Icu, ahead_h: int) -> Array:
+    """[3] sd of the state ``ahead_h`` hours on, given state, treatment and onset: what no forecast can remove."""
+    keep = np.array(law.keep)[:, None] ** (2 * np.arange(ahead_h))
+    return np.array(law.noise) * np.sqrt(keep.sum(1))
+
+
+def floor_absolute(law: Icu, ahead_h: int) -> float:
+    """Least expected |error| summed over the three states."""
+    return float(np.sqrt(2 / np.pi) * spread(law, ahead_h).sum())
+
+
+def known_course(stays: Stays, from_h: int, hours: tuple[int, ...]) -> Array:
+    """[n, len(hours), 3] expected state given the state of ``from_h``, the treatment given, and the onset."""
+    on, state, course = stays.on(), stays.states[:, from_h].T, {}
+    for hour in range(from_h + 1, max(hours) + 1):
+        state = stays.law.step(state, on[:, hour], stays.treated[:, hour - 1])
+        course[hour] = state.T
+    return np.stack([course[hour] for hour in hours], axis=1)
+
+
+def forecast_table(stays: Stays, particles: int, seed: int) -> dict[str, Number]:
+    """Mean absolute error, summed over the three states, 1 to 35 hours after hour 12, of those in the unit after it.
+
+    Keys <who>_<hours>h. known: state, treatment and onset; onset_unknown: state and treatment; record: the record up
+    to hour 12 and the later treatment; copy: the state of hour 12 stays; climatology: the median of all stays.
+    """
+    there = stays.take(stays.end_h > FORECAST_FROM_H)
+    hours = tuple(FORECAST_FROM_H + h for h in FORECAST_H)
+    observer = ParticleFilter(stays.law, stays.world, particles, seed)
+    truth = there.states[:, hours]
+    made = {
+        "known": known_course(there, FORECAST_FROM_H, hours),
+        "onset_unknown": observer.forecast(there, FORECAST_FROM_H, hours, know_state=True),
+        "record": observer.forecast(there, FORECAST_FROM_H, hours),
+        "copy": there.states[:, [FORECAST_FROM_H]],
+        "climatology": np.median(truth, axis=0),
+    }
+    table = {}
+    for who, forecast in made.items():
+        errors = np.abs(forecast - truth).sum(2)
+        table |= {f"{who}_{h}h": mean(errors[:, i]) for i, h in enumerate(FORECAST_H)}
+    return table
+
+
+def _deaths(stays: Stays, seen_h: int, last_h: int) -> tuple[Stays, Array]:
+    """Stays that last beyond hour ``seen_h``, and whether they end in death up to ``last_h``."""
+    there = stays.take(stays.end_h > seen_h)
+    return there, (there.death_h != NONE) & (there.death_h <= last_h)
+
+
+def risk_table(stays: Stays, law: Icu, particles: int, seed: int, know_state: bool = False) -> dict[str, Number]:
+    """The observer's risk of death against the deaths: keys <what>_<first hour>_<last hour>, for what in prevalence, risk,
+    auc, slope. The observer believes in ``law``. know_state: one who also knows state, onset so far and treatment.
+    """
+    observer, table = ParticleFilter(law, stays.world, particles, seed), {}
+    for seen_h, last_h in DEATHS:
+        there, died = _deaths(stays, seen_h, last_h)
+        risk = observer.risk(there, seen_h, last_h, know_state)
+        found = {"prevalence": mean(died), "risk": mean(risk), "auc": auc(died, risk), "slope": slope(died, risk)}
+        table |= {f"{name}_{seen_h + 1}_{last_h}": number for name, number in found.items()}
+    return table
+
+
+def _check(stays: int, particles: int, law: Icu) -> None:
+    if stays < 200 or particles < 2 or law.hours < 48:
+        raise Refusal("SYNTHETIC_RANGE", "ICU tables need 200 stays, 2 particles and 48 hours at least")
+
+
+def icu_table(stays: int, particle_stays: int, particles: int, seed: int, law: Icu | None = None) -> dict[str, dict]:
+    """All of it: ``world`` from ``stays`` stays; ``record``, ``state`` (risk tables) and ``forecast`` from the first
+    ``particle_stays``; ``floor``, the least possible forecast error. Raises Refusal SYNTHETIC_RANGE.
+    """
+    law = law or Icu()
+    _check(min(stays, particle_stays), particles, law)
+    few = simulate(law, seed, 0, particle_stays)
+    return {
+        "world": world_table(law, stays, seed),
+        "record": risk_table(few, law, particles, seed),
+        "state": risk_table(few, law, particles, seed, know_state=True),
+        "forecast": forecast_table(few, particles, seed),
+        "floor": {f"{h}h": floor_absolute(law, h) for h in FORECAST_H},
+    }
+
+
+def icu_shift_table(stays: int, particles: int, seed: int, law: Icu | None = None) -> dict[str, dict[str, Number]]:
+    """One knob at a time: death rate, and AUC of the observer who knows the site's law (env) or believes in ``law``
+    (source), for both windows of death. Raises Refusal SYNTHETIC_RANGE.
+    """
+    law = law or Icu()
+    _check(stays, particles, law)
+    table = {}
+    for name, knobs in SHIFTS.items():
+        site = replace(law, **knobs)
+        found = simulate(site, seed, 0, stays)
+        table[name] = {"death": mean(found.death_h != NONE)}
+        for who, believed in (("env", site), ("source", law)):
+            risks = risk_table(found, believed, particles, seed)
+            table[name] |= {f"{who}_{key}": number for key, number in risks.items() if key.startswith(("auc", "risk"))}
+    return table
