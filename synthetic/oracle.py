@@ -1,20 +1,31 @@
 """Exact Bayes scores of the label given the measurements: what no model can beat, and why a model might seem to.
 
 Since c and z are Gaussian given the label, p(y, theta) is a Gaussian density times a one-dimensional logistic-normal
-integral, taken with 40 Gauss-Hermite nodes. Scores are true log-odds. Rendered CTs and events are functions of theta and
-label-free noise, so these scores bound every model on them too.
+integral, taken with 40 Gauss-Hermite nodes. Scores are true log-odds of the outcome; recorded labels that are wrong at
+random, or late, leave their order optimal. Rendered CTs and events are functions of theta and label-free noise, so these
+scores bound every model on them too.
 """
 
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
+from typing import Any, TypeVar
 
+import joblib
 import numpy as np
-from scipy.special import log_expit, logsumexp
-from scipy.stats import rankdata
+from scipy.special import expit, logit
+from threadpoolctl import threadpool_limits
 
+from mmjepa.progress import track
+from mmjepa.refusal import Refusal
+from synthetic import arms
 from synthetic.draws import Array, by_row
-from synthetic.presets import Site, find_site
+from synthetic.presets import SITES, Site, find_site, pick
+from synthetic.ranking import auc, summary
 from synthetic.world import MODALITIES, NODES, WEIGHTS, Subjects, World
 
+Result = TypeVar("Result")
+CEILING_LABELS = (100, 200, 400, 1000, 4000)
 VIEWS: dict[str, tuple[str, ...]] = {"image": ("image",), "ehr": ("ehr",), "both": MODALITIES}
 
 
@@ -35,15 +46,19 @@ def log_joint(world: World, site: Site, theta: Array, modalities: tuple[str, ...
     v = w @ Pw - (A @ Pw) @ gain[0]
     centred = theta - (A @ law.mean + site.c_mean * b)
     projected = by_row(gain, centred)
-    nodes, log_weights = np.sqrt(v) * NODES, np.log(WEIGHTS)
+    nodes = np.sqrt(v) * NODES
     scores = []
     for sign in (-1, 1):
         # the density around sign * rho * b, less what both signs share: + sign rho b'T^-1 x
         m = law.bias + w @ law.mean + projected[:, :1] - sign * site.rho * (gain[0] @ b)
-        scores.append(
-            sign * site.rho * projected[:, 1] + logsumexp(log_weights + log_expit(sign * (m + nodes)), axis=1)
-        )
+        scores.append(sign * site.rho * projected[:, 1] + np.log(expit(sign * (m + nodes)) @ WEIGHTS))
     return np.stack(scores, axis=1)
+
+
+def prior_log_odds(world: World, site: Site) -> float:
+    """Log-odds of the outcome at ``site`` when nothing is measured."""
+    law = world.law(site)
+    return float(logit(WEIGHTS @ expit(law.bias + law.w @ law.mean + np.sqrt(law.w**2 @ law.variance) * NODES)))
 
 
 def log_odds(world: World, site: Site, theta: Array, modalities: tuple[str, ...]) -> Array:
@@ -56,9 +71,10 @@ def score(world: World, site: Site, subjects: Subjects, view: str) -> Array:
     """``log_odds`` of a view for subjects of whom some may have no record: they are judged by what else there is, [n]."""
     found = log_odds(world, site, subjects.theta_of(VIEWS[view]), VIEWS[view])
     blind = ~subjects.seen_ehr
-    if view != "image" and blind.any():
-        instead = log_odds(world, site, subjects.theta["image"], ("image",)) if view == "both" else np.zeros(len(found))
-        found[blind] = instead[blind]
+    if view == "both" and blind.any():
+        found[blind] = log_odds(world, site, subjects.theta["image"][blind], ("image",))
+    elif view == "ehr":
+        found[blind] = prior_log_odds(world, site)
     return found
 
 
@@ -77,20 +93,54 @@ def source_bayes(world: World, subjects: Subjects, view: str) -> Array:
     return score(world, world.internal, subjects, view)
 
 
-def auc(y: Array, score: Array) -> float:
-    """Area under the ROC curve; ties count one half."""
-    positive = int(y.sum())
-    ranks = rankdata(score)
-    return float((ranks[y].sum() - positive * (positive + 1) / 2) / (positive * (len(y) - positive)))
+def scores(world: World, site: Site, subjects: Subjects) -> dict[str, Array]:
+    """Every oracle of subjects of ``site``, {``<oracle>_<view>`` or ``causal_z``: [n]}; causal_z knows the latents, not c."""
+    found = {"causal_z": subjects.eta}
+    for view in VIEWS:
+        found[f"env_bayes_{view}"] = env_bayes(world, site, subjects, view)
+        found[f"source_bayes_{view}"] = source_bayes(world, subjects, view)
+        found[f"c_blind_{view}"] = c_blind(world, site, subjects, view)
+    return found
 
 
 def table(preset: str, site: str, patients: int, seed: int) -> dict[str, float]:
-    """AUC of each oracle and view on ``patients`` fresh subjects, keys ``<oracle>_<view>``, and the prevalence."""
+    """AUC of every oracle (keys of ``scores``) on ``patients`` fresh subjects of a named site, the prevalence, and
+    ``ceiling_<n>``: tuned ridge that learnt from n labels of the internal site, handed the sufficient statistic.
+    """
     world, law = World.named(preset, seed), find_site(preset, site)
-    subjects = world.sample(law, 0, patients)
-    result = {"prevalence": float(subjects.y.mean()), "causal_z": auc(subjects.y, subjects.eta)}
-    for view in VIEWS:
-        result[f"env_bayes_{view}"] = auc(subjects.y, env_bayes(world, law, subjects, view))
-        result[f"source_bayes_{view}"] = auc(subjects.y, source_bayes(world, subjects, view))
-        result[f"c_blind_{view}"] = auc(subjects.y, c_blind(world, law, subjects, view))
-    return result
+    subjects = world.sample(law, arms.TEST, patients)
+    row = {"prevalence": float(subjects.y.mean())}
+    row |= {name: auc(subjects.y, found) for name, found in scores(world, law, subjects).items()}
+    theta = subjects.theta_of(MODALITIES)
+    for n, weights in arms.ceiling(world, world.internal, CEILING_LABELS).items():
+        row[f"ceiling_{n}"] = auc(subjects.y, by_row(weights[None], theta)[:, 0])
+    return row
+
+
+def over_seeds(job: Callable[[int], Result], seeds: int, workers: int, label: str) -> list[Result]:
+    """``job(seed)`` for seeds 0 .. seeds - 1 in ``workers`` processes, with progress; one thread each, so equal bytes."""
+    jobs = (joblib.delayed(_single_threaded)(job, seed) for seed in range(seeds))
+    with closing(joblib.Parallel(workers, return_as="generator")(jobs)) as results:
+        return list(track(results, label, seeds))
+
+
+def _single_threaded(job: Callable[[int], Result], seed: int) -> Result:
+    with threadpool_limits(1):  # threads only slow small products down, and their number decides the last bits
+        return job(seed)
+
+
+def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict[str, Any]:
+    """Every oracle at every named site of a preset: {"sites": {site: {oracle: mean, sd, interval, values over seeds}}, ...}.
+
+    The numbers do not depend on ``workers``. Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
+    """
+    if patients < 10 or seeds < 1:
+        raise Refusal("SYNTHETIC_RANGE", "the oracle needs at least 10 patients and 1 seed")
+    sites = list(pick(SITES, preset, "preset"))
+
+    def one(seed: int) -> dict[str, dict[str, float]]:
+        return {site: table(preset, site, patients, seed) for site in sites}
+
+    rows = over_seeds(one, seeds, workers, "Oracles, seeds")
+    found = {site: {name: summary([row[site][name] for row in rows]) for name in rows[0][site]} for site in sites}
+    return {"preset": preset, "patients": patients, "seeds": seeds, "sites": found}
