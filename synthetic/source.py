@@ -1,7 +1,7 @@
 """A source folder on disk: records, images, identities, labels, and the truth apart from them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,13 @@ def _make(plan: Plan, first: int, count: int, folder: Path) -> pa.Table:
         if not person["unpaired"]:
             for scan, records in enumerate(shown):
                 _write_image(plan, person, first + row, scan, records[row], subjects.t["ehr"][row], folder)
-        parts.append(_record(plan, person, first + row, subjects, row, facts[row]))
+        rows = record(plan, person, first + row, subjects, row, facts[row])
+        site, number = person["site"], person["subject_id"]
+        ids = {
+            scan_second(person, scan) * events.SECOND_US: image_id(plan, plan.sites[site], first + row, scan)
+            for scan in range(plan.scans)
+        }
+        parts.append(tables.record(rows, number, number * 1000, plan.vocabularies[site].codes, ids))
     return pa.concat_tables(parts).combine_chunks()
 
 
@@ -102,9 +108,11 @@ def _write_image(plan: Plan, person: dict, subject: int, scan: int, row: dict, t
     write(image, folder)
 
 
-def _record(plan: Plan, person: dict, subject: int, subjects: Subjects, row: int, facts: np.ndarray) -> pa.Table:
-    """One subject's rows, the leaks asked for included."""
-    site, vocabulary = plan.sites[person["site"]], plan.vocabularies[person["site"]]
+def record(
+    plan: Plan, person: Mapping[Any, Any], subject: int, subjects: Subjects, row: int, facts: np.ndarray
+) -> events.Rows:
+    """One subject's rows, the leaks asked for included. row: of ``subjects``; facts: [64] its concepts."""
+    vocabulary = plan.vocabularies[person["site"]]
     ct_code = vocabulary.at["CT//CHEST"]
     times = [scan_second(person, scan) for scan in range(plan.scans)]
     rows = events.history(
@@ -123,9 +131,7 @@ def _record(plan: Plan, person: dict, subject: int, subjects: Subjects, row: int
     rows = events.Rows.joined([rows, later, after])
     if person["unpaired"]:
         rows = events.Rows(*(column[rows.code != ct_code] for column in vars(rows).values()))
-    rows = leaks.of_record(plan.leaks, rows, vocabulary, times[-1], bool(subjects.label[row]), plan.seed, subject)
-    ids = {time * events.SECOND_US: image_id(plan, site, subject, scan) for scan, time in enumerate(times)}
-    return tables.record(rows, person["subject_id"], person["subject_id"] * 1000, vocabulary.codes, ids)
+    return leaks.of_record(plan.leaks, rows, vocabulary, times[-1], bool(subjects.label[row]), plan.seed, subject)
 
 
 def _write_shard(

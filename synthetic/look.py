@@ -1,0 +1,153 @@
+"""A contact sheet of the world, so that a person sees whether a volume looks like a lung patch and a stay like a stay."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from mmjepa.files import atomic_path, fresh_folder
+from synthetic import concepts, ct, events, icu, source
+from synthetic.plan import Plan, people, pictures, scan_second
+from synthetic.presets import pick
+
+FORMATS = ("png", "pdf", "svg")
+PATCHES, TIMELINES, STAYS = 24, 8, 8
+_FAMILIES = ("DIAGNOSIS", "MEDICATION", "PROCEDURE", "LAB", "REFERRAL", "PROTOCOL")
+_COLOURS = {True: "#b2182b", False: "#2166ac"}  # malignant, benign
+_LUNG_HU = (-1350, 150)  # window of 1500 HU about -600
+_STATE_COLOURS = ("#1b9e77", "#d95f02", "#7570b3")
+
+
+def contact_sheet(out: Path, plan: Plan) -> dict[str, Any]:
+    """Draw patches, repeated scans, event timelines and ICU stays of the plan's first subjects to an image file.
+
+    out: ``.png``, ``.pdf`` or ``.svg``. Raises Refusal: ``OUTPUT_EXISTS``, ``SYNTHETIC_UNKNOWN`` (another ending).
+    """
+    fresh_folder(out, "file")
+    pick(dict.fromkeys(FORMATS), out.suffix[1:].lower(), "picture format")
+    figure = Figure(figsize=(20, 31), dpi=80, layout="constrained")
+    figure.suptitle(f"The synthetic world {plan.preset}, {plan.name} site, seed {plan.seed}", fontsize=16)
+    patches, scans, records, stays = figure.subfigures(4, 1, height_ratios=[9, 5, 8, 9])
+    subjects = plan.sample(0, PATCHES)
+    persons = people(plan, 0, PATCHES, subjects)
+    shown = pictures(plan, 0, persons, subjects)
+    _draw_patches(patches, plan, shown[0].to_dict("records"), subjects.label)
+    _draw_scans(scans, plan, shown, persons.to_dict("records"), subjects.label)
+    _draw_timelines(records, plan, persons.to_dict("records"))
+    _draw_stays(stays, plan.seed)
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format=out.suffix[1:].lower())
+    return {"out": str(out), "patches": PATCHES, "timelines": TIMELINES, "stays": STAYS}
+
+
+def _show(axes: Axes, plane: np.ndarray, title: str, malignant: bool) -> None:
+    """A slice in radiological orientation: the patient's right on the left, front or head up."""
+    axes.imshow(plane.T, cmap="gray", vmin=_LUNG_HU[0], vmax=_LUNG_HU[1], origin="lower", interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=7, color=_COLOURS[bool(malignant)])
+    for side in axes.spines.values():
+        side.set(color=_COLOURS[bool(malignant)], linewidth=2)
+
+
+def _said(row: Mapping[Any, Any]) -> str:
+    """What a patch should show."""
+    parts = [f"{row['diameter_mm']:.0f} mm", f"spic {row['spiculation']:.1f}", f"GG {row['ground_glass']:.1f}"]
+    scan = [f"emph {row['emphysema']:.1f}", f"{row['kernel']} {row['thickness_mm']:g} mm"]
+    return ", ".join(parts) + "\n" + ", ".join([*scan, "contrast"] if row["contrast"] else scan)
+
+
+def _draw_patches(part: SubFigure, plan: Plan, rows: list[dict[Any, Any]], label: np.ndarray) -> None:
+    part.suptitle("CT patches: axial slice through the nodule, lung window; red = malignant, blue = benign")
+    for i, axes in enumerate(part.subplots(3, PATCHES // 3).flat):
+        volume = ct.render(rows[i], plan.seed, rows[i]["body"], size=plan.size)
+        _show(axes, volume[:, :, plan.size // 2], _said(rows[i]), label[i])
+
+
+def _draw_scans(part: SubFigure, plan: Plan, shown: list, persons: list[dict[Any, Any]], label: np.ndarray) -> None:
+    part.suptitle("One patch in three planes; below it, the same nodules in repeated scans")
+    grid = part.subplots(2, 8)
+    row = shown[0].iloc[0].to_dict()
+    for column, size in enumerate((32, 48)):
+        volume = ct.render(row, plan.seed, row["body"], size=size)
+        middle = size // 2
+        planes = (volume[:, :, middle], volume[:, middle], volume[middle])
+        for axes, plane, name in zip(grid[0, 4 * column :], planes, ("axial", "coronal", "sagittal"), strict=False):
+            _show(axes, plane, f"{name}, {size} voxels", label[0])
+        air = grid[0, 4 * column + 3]
+        air.hist(volume.ravel(), bins=80, color="#555555", log=True)
+        air.set_title("HU", fontsize=7)
+        air.tick_params(labelsize=6)
+    wanted = [int(np.flatnonzero(label)[0]), int(np.flatnonzero(~label)[0])]
+    for start, i in zip((0, 4), wanted, strict=True):
+        for k in range(4):
+            axes = grid[1, start + k]
+            if k >= len(shown):
+                axes.axis("off")
+                continue
+            row = shown[k].iloc[i].to_dict()
+            day = persons[i][f"day_{k}"]
+            volume = ct.render(row, plan.seed, row["body"], k, size=plan.size)
+            _show(axes, volume[:, :, plan.size // 2], f"day {day:.0f}: {row['diameter_mm']:.1f} mm", label[i])
+
+
+def _draw_timelines(part: SubFigure, plan: Plan, persons: list[dict[Any, Any]]) -> None:
+    part.suptitle(
+        "Records: the five years before the CT (dashed) and what follows; one tick an event, grey = in a visit"
+    )
+    subjects = plan.sample(0, PATCHES)
+    facts = concepts.draw(subjects.t, plan.seed, 0)
+    for i, axes in enumerate(part.subplots(TIMELINES // 2, 2, sharex=True).flat):
+        rows = source.record(plan, persons[i], i, subjects, i, facts[i])
+        codes = plan.vocabularies[persons[i]["site"]].codes
+        names = np.array([codes[j] for j in rows.code])
+        family = np.array([name.split("//")[0] for name in names])
+        days = (rows.time / events.SECOND_US - scan_second(persons[i], 0)) / events.DAY
+        years = np.where(rows.time == events.NO_TIME, np.nan, days / 365.25)
+        for start, stop in zip(
+            years[family == "HOSPITAL_ADMISSION"], years[family == "HOSPITAL_DISCHARGE"], strict=True
+        ):
+            axes.axvspan(start - 0.01, stop + 0.01, color="#dddddd", zorder=0)
+        for level, kind in enumerate(_FAMILIES):
+            hit = (family == kind) & (names != "DIAGNOSIS//LUNG_CANCER")
+            axes.plot(years[hit], np.full(hit.sum(), level), "|", markersize=9, color="#333333")
+        axes.plot(years[family == "CT"], np.full((family == "CT").sum(), 6), "s", markersize=5, color="k")
+        cancer = names == "DIAGNOSIS//LUNG_CANCER"
+        axes.plot(years[cancer], np.zeros(cancer.sum()), "X", markersize=9, color=_COLOURS[True])
+        axes.axvline(0, linestyle="--", color="k", linewidth=0.8)
+        axes.set_yticks(range(7), [*(f.lower() for f in _FAMILIES), "CT"], fontsize=7)
+        axes.set_xlim(-5.1, 2.3)
+        sex = "woman" if "GENDER//F" in names else "man" if "GENDER//M" in names else "no record"
+        axes.set_title(f"{sex}, {len(names)} rows", fontsize=8, color=_COLOURS[bool(subjects.label[i])], loc="left")
+    axes.set_xlabel("years from the CT")
+
+
+def _draw_stays(part: SubFigure, seed: int) -> None:
+    part.suptitle(
+        "ICU stays: state (lines; dashed = never treated, same patient and noise), treatment (orange), a drawn lab (dots), "
+        "onset of deterioration (dotted), death (cross) or discharge (arrow)"
+    )
+    law = icu.Icu()
+    many, never = (icu.simulate(law, seed, 0, 200, policy) for policy in ("observed", "never"))
+    died, left = many.death_h != icu.NONE, many.discharge_h != icu.NONE
+    kinds = (died & many.deteriorating, left, ~died & ~left & many.deteriorating, ~died & ~left & ~many.deteriorating)
+    chosen = np.concatenate([np.flatnonzero(kind)[: STAYS // len(kinds)] for kind in kinds])
+    for axes, i in zip(part.subplots(STAYS // 4, 4, sharex=True, sharey=True).flat, chosen, strict=True):
+        end = int(many.end_h[i])
+        hours = np.arange(min(end + 1, law.hours))
+        for k, colour in enumerate(_STATE_COLOURS):
+            axes.plot(hours, many.states[i, : len(hours), k], color=colour, linewidth=1.6)
+            axes.plot(never.states[i, :, k], color=colour, linewidth=0.7, linestyle="--")
+        axes.plot(hours, many.labs[i, : len(hours), 0], "o", color="#888888", markersize=3)
+        for hour in np.flatnonzero(many.treated[i, : len(hours)]):
+            axes.axvspan(hour, hour + 1, color="#fdb863", alpha=0.4, linewidth=0)
+        if np.isfinite(many.onset_h[i]) and many.onset_h[i] < law.hours:
+            axes.axvline(many.onset_h[i], linestyle=":", color="k")
+        for hour, marker, colour in ((many.death_h[i], "X", "k"), (many.discharge_h[i], ">", "#2166ac")):
+            if hour != icu.NONE:
+                axes.plot([hour], [0], marker, color=colour, markersize=12)
+        axes.set_title("deteriorating" if many.deteriorating[i] else "stable", fontsize=8, loc="left")
+    axes.set_xlabel("hours")
