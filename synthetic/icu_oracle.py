@@ -202,7 +202,8 @@ def icu_shift_table(stays: int, particles: int, seed: int, law: Icu | None = Non
         site = replace(law, **knobs)
         found = simulate(site, seed, 0, stays)
         table[name] = {"death": mean(found.death_h != NONE)}
+        judged = {believed: risk_table(found, believed, particles, seed) for believed in {site, law}}
         for who, believed in (("env", site), ("source", law)):
-            risks = risk_table(found, believed, particles, seed)
-            table[name] |= {f"{who}_{key}": number for key, number in risks.items() if key.startswith(("auc", "risk"))}
+            kept = {key: number for key, number in judged[believed].items() if key.startswith(("auc", "risk"))}
+            table[name] |= {f"{who}_{key}": number for key, number in kept.items()}
     return table
