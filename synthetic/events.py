@@ -1,45 +1,24 @@
 """EHR streams: visits, codes and labs of the five years before the index CT, from the readout t_ehr and label-free noise.
 
-``history`` knows t alone; the one row that knows the label, the cancer code after the index, is added by ``outcome``.
-Times are int64 microseconds since 1970, whole seconds; ``available`` is when the row could be read.
+``history`` knows t and the concepts drawn from it; the one row that knows the label, the cancer code after the index, is added
+by ``outcome``. What is written, and when a diagnosis is, depends on the site's ``coding``. Times are int64 microseconds since 1970, whole seconds; ``available`` is when the row could be read.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from synthetic.catalogue import Catalogue
+from synthetic import concepts as sparse
+from synthetic.coding import Vocabulary
 from synthetic.draws import Array, generator
-from synthetic.presets import Site
 
 NO_TIME = np.iinfo(np.int64).min
 NO_VISIT = -1
 DAY, HOUR = 86_400, 3_600  # seconds
 SECOND_US = 1_000_000
-BASE = {
-    "MEDS_BIRTH": "Birth",
-    "GENDER//F": "Female sex",
-    "GENDER//M": "Male sex",
-    "HOSPITAL_ADMISSION//VISIT": "Start of a hospital visit",
-    "HOSPITAL_DISCHARGE//HOME": "End of a hospital visit, discharged home",
-    "CT//CHEST": "CT scan of the chest",
-    "DIAGNOSIS//LUNG_CANCER": "Malignant neoplasm of the lung",
-}
-
-
-class Vocabulary:
-    """Every code that may occur, with a description; rows hold its position."""
-
-    def __init__(self, catalogue: Catalogue, site: Site | str) -> None:
-        self.catalogue = catalogue
-        site = site if isinstance(site, str) else site.name
-        base = BASE | {f"SITE//{site}": f"Cared for at the site called {site}"}
-        self.codes = [*base, *catalogue.codes, *catalogue.labs]
-        self.descriptions = [*base.values(), *catalogue.descriptions, *catalogue.lab_descriptions]
-        self.at = {code: i for i, code in enumerate(self.codes)}
-        self.first_code = len(base)
-        self.first_lab = len(base) + len(catalogue.codes)
-        self.site = f"SITE//{site}"
+YEARS, VISITS = 5, 6  # before the index CT; mean number of visits at t = 0
+_LONGEST, _APART, _MOST_VISITS = 6, 7, 200  # days of a visit, days between two starts
+CONCEPT_EFFECT, LAB_NOISE, MEASURED = 3.0, 0.5, 0.5
 
 
 @dataclass(frozen=True)
@@ -93,6 +72,20 @@ def index_time_s(uniform: Array) -> Array:
     return (first_day + days) * DAY + 7 * HOUR + np.floor(uniform[:, 1] * 11 * HOUR).astype(np.int64)
 
 
+def background(t: Array, names: list[str]) -> dict[str, Array]:
+    """What the first page of a chart says, from readouts t [..., q] whose coordinates are ``names``; each entry [...].
+
+    age_years (40..90), female, smoker (ever; exposure and emphysema), cancer (an earlier one elsewhere; marker and frailty).
+    """
+    at = {name: t[..., j] for j, name in enumerate(names)}
+    return {
+        "age_years": np.clip(62 + 9 * at["b1"], 40, 90),
+        "female": at["b2"] > 0,
+        "smoker": at["u_ehr1"] + at["s1"] > -0.6,
+        "cancer": at["u_ehr2"] + at["s2"] > 1.8,
+    }
+
+
 def history(
     t: Array,
     names: list[str],
@@ -101,66 +94,90 @@ def history(
     seed: int,
     subject: int,
     *,
-    concepts: Array | None = None,
-    seen: bool = True,
+    concepts: Array,
+    seen: bool,
 ) -> Rows:
-    """Everything up to and with the index CT at second ``index_s``; t: [q] the subject's EHR readout."""
-    at, draw = vocabulary.at, generator(seed, "ehr/visits", subject)
-    age_years = np.clip(62 + 9 * t[names.index("b1")], 40, 90)
-    sex = "GENDER//F" if t[names.index("b2")] > 0 else "GENDER//M"
-    birth_s = (index_s - int(age_years * 365.25 * DAY)) // DAY * DAY
-    static = Rows(
-        np.full(2, NO_TIME),
-        np.array([at[sex], at[vocabulary.site]], np.int32),
-        np.full(2, np.nan, np.float32),
-        np.full(2, NO_TIME),
-        np.full(2, NO_VISIT),
-    )
-    ends = Rows.of([birth_s, index_s], [at["MEDS_BIRTH"], at["CT//CHEST"]], np.nan, [birth_s, index_s], NO_VISIT)
-    n = draw.poisson(5 * np.exp(np.log(1.2) + 0.3 * t[names.index("s2")]))
-    # the last visit starts 7 days before the index at the latest and lasts up to 6: all of it is known by then
-    start = np.sort(index_s - 7 * DAY - np.floor(draw.random(n) * (5 * 365.25 - 7) * DAY).astype(np.int64))
-    stop = start + np.floor(draw.random(n) * 6 * DAY).astype(np.int64)
-    stop[:-1] = np.maximum(start[:-1], np.minimum(stop[:-1], start[1:] - 60))  # one visit at a time
-    visit = np.arange(n)
-    admission = Rows.of(start, np.full(n, at["HOSPITAL_ADMISSION//VISIT"]), np.nan, start, visit)
-    discharge = Rows.of(stop, np.full(n, at["HOSPITAL_DISCHARGE//HOME"]), np.nan, stop, visit)
+    """A subject's record around the index CT at second ``index_s``; without a coding delay nothing is later than that.
+
+    t: [q] the EHR readout. concepts: [64] bool. seen: False leaves the site and the index CT alone, since age, sex and the
+    number of visits would tell of t.
+    """
+    at = vocabulary.at
+    image = Rows.of([index_s], [at["CT//CHEST"]], np.nan, [index_s], NO_VISIT)
+    if not seen:
+        return Rows.joined([_static([at[vocabulary.site]]), image])
+    facts = background(t, names)
+    page = ["GENDER//F" if facts["female"] else "GENDER//M", "SMOKING//EVER" if facts["smoker"] else "SMOKING//NEVER"]
+    static = _static([at[code] for code in [*page, *["HISTORY//CANCER"] * bool(facts["cancer"]), vocabulary.site]])
+    birth_s = (index_s - int(facts["age_years"] * 365.25 * DAY)) // DAY * DAY
+    birth = Rows.of([birth_s], [at["MEDS_BIRTH"]], np.nan, [birth_s], NO_VISIT)
+    start, stop = _visits(t[names.index("s2")], index_s, generator(seed, "ehr/visits", subject))
+    visit = np.arange(len(start))
+    admission = Rows.of(start, np.full(len(start), at["HOSPITAL_ADMISSION//VISIT"]), np.nan, start, visit)
+    discharge = Rows.of(stop, np.full(len(stop), at["HOSPITAL_DISCHARGE//HOME"]), np.nan, stop, visit)
     middle = [
-        _codes(t, vocabulary, start, stop, visit, generator(seed, "ehr/codes", subject)),
-        _labs(t, vocabulary, start, stop, visit, generator(seed, "ehr/labs", subject)),
+        _codes(t, concepts, vocabulary, start, stop, seed, subject),
+        _labs(t, vocabulary, start, stop, generator(seed, "ehr/labs", subject)),
     ]
-    return Rows.joined([static, ends, admission, *middle, discharge])
+    return Rows.joined([static, birth, admission, *middle, discharge, image])
+
+
+def _static(code: list[int]) -> Rows:
+    never = np.full(len(code), NO_TIME)
+    return Rows(
+        never, np.array(code, np.int32), np.full(len(code), np.nan, np.float32), never, np.full(len(code), NO_VISIT)
+    )
+
+
+def _visits(frailty: float, index_s: int, draw: np.random.Generator) -> tuple[Array, Array]:
+    """First and last second of each visit, in order: uniform times, 0 to 6 days long, starts 7 days apart or more.
+
+    The last starts 7 days before the index or earlier: all of it, and every result, is known by then.
+    """
+    n = min(draw.poisson(VISITS * np.exp(0.3 * frailty)), _MOST_VISITS)
+    free = int((YEARS * 365.25 - _APART * n) * DAY)
+    start = index_s - int(YEARS * 365.25 * DAY) + np.floor(np.sort(draw.random(n)) * free).astype(np.int64)
+    start += _APART * DAY * np.arange(n)
+    return start, start + np.floor(draw.random(n) * _LONGEST * DAY).astype(np.int64)
+
+
+def _within(start: Array, stop: Array, visit: Array, draw: np.random.Generator) -> Array:
+    """A second of each row's visit, both ends included."""
+    return start[visit] + np.floor(draw.random(len(visit)) * (stop - start + 1)[visit]).astype(np.int64)
 
 
 def _codes(
-    t: Array, vocabulary: Vocabulary, start: Array, stop: Array, visit: Array, draw: np.random.Generator
+    t: Array, concepts: Array, vocabulary: Vocabulary, start: Array, stop: Array, seed: int, subject: int
 ) -> Rows:
-    """Code j is present at a visit when Poisson(exp(rate_j + loading_j . t)) > 0."""
-    c = vocabulary.catalogue
-    chance = -np.expm1(-np.exp(c.rate + c.loading @ t))
-    v, j = np.nonzero(draw.random((len(start), len(chance))) < chance)
-    time = start[v] + np.floor(draw.random(len(v)) * (stop - start + 1)[v]).astype(np.int64)
-    return Rows.of(time, vocabulary.first_code + j, np.nan, np.where(c.at_discharge[j], stop[v], time), visit[v])
+    """Code j is present at a visit when Poisson(exp(rate_j + loading_j . t + 3 concept_j)) > 0."""
+    c, draw = vocabulary.catalogue, generator(seed, "ehr/codes", subject)
+    rate = c.rate + c.loading @ t
+    rate[c.concept] += CONCEPT_EFFECT * concepts[sparse.IN_EHR]
+    visit, j = np.nonzero(draw.random((len(start), len(rate))) < -np.expm1(-np.exp(rate)))
+    time = _within(start, stop, visit, draw)
+    coin = generator(seed, "ehr/vocabulary_split", subject).random(len(j)) if vocabulary.splits else None
+    code = vocabulary.write(j, time, coin)
+    available = np.where(c.at_discharge[j], stop[visit], time)
+    if vocabulary.delay_days:
+        late = stop[visit] + vocabulary.delay_days * DAY
+        time, available = (np.where(c.at_discharge[j], late, column) for column in (time, available))
+    return Rows.of(time, code, np.nan, available, visit)
 
 
-def _labs(t: Array, vocabulary: Vocabulary, start: Array, stop: Array, visit: Array, draw: np.random.Generator) -> Rows:
+def _labs(t: Array, vocabulary: Vocabulary, start: Array, stop: Array, draw: np.random.Generator) -> Rows:
     """Lab j is measured with probability one half at mean + sd (loading . t + .5 eps); its result takes 1 to 12 hours."""
     c = vocabulary.catalogue
-    v, j = np.nonzero(draw.random((len(start), len(c.labs))) < 0.5)
-    value = c.lab_mean[j] + c.lab_sd[j] * ((c.lab_loading @ t)[j] + 0.5 * draw.standard_normal(len(v)))
-    value = np.maximum(value, 0.05 * c.lab_mean[j])
-    time = start[v] + np.floor(draw.random(len(v)) * (stop - start + 1)[v]).astype(np.int64)
-    delay = HOUR + np.floor(draw.random(len(v)) * 11 * HOUR).astype(np.int64)
-    return Rows.of(time, vocabulary.first_lab + j, value.round(3), time + delay, visit[v])
+    visit, j = np.nonzero(draw.random((len(start), len(c.labs))) < MEASURED)
+    value = c.lab_mean[j] + c.lab_sd[j] * ((c.lab_loading @ t)[j] + LAB_NOISE * draw.standard_normal(len(j)))
+    code, value = vocabulary.write_labs(j, np.maximum(value, 0.05 * c.lab_mean[j]))
+    time = _within(start, stop, visit, draw)
+    delay = HOUR + np.floor(draw.random(len(j)) * 11 * HOUR).astype(np.int64)
+    return Rows.of(time, code, value.round(3), time + delay, visit)
 
 
-def outcome(
-    y: bool, vocabulary: Vocabulary, index_s: int, seed: int, subject: int, *, diagnosis_days: float | None = None
-) -> Rows:
-    """The cancer code 30 to 365 days after the index CT if the label is true, else no row."""
+def outcome(y: bool, vocabulary: Vocabulary, index_s: int, seed: int, subject: int, *, diagnosis_days: float) -> Rows:
+    """The cancer code ``diagnosis_days`` (30..365) after the index CT if the outcome is true, else no row."""
     if not y:
         return Rows.of([], [], np.nan, [], NO_VISIT)
-    if diagnosis_days is None:
-        diagnosis_days = 30 + generator(seed, "ehr/outcome", subject).random() * 335
     later = index_s + int(diagnosis_days * DAY)
     return Rows.of([later], [vocabulary.at["DIAGNOSIS//LUNG_CANCER"]], np.nan, [later], NO_VISIT)
