@@ -1,0 +1,285 @@
+"""Shift experiments in closed form: which arm wins, at which site, knob by knob, beside what was possible at all.
+
+A setting is a preset, a site to train at, a site to be judged at and a number of labels. Settings share trained arms, test
+subjects and oracles where they can, and all sites share their random numbers, so that rows differ by their knobs alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from mmjepa.refusal import Refusal
+from synthetic import arms, oracle
+from synthetic.draws import Array, by_row, generator, uniforms
+from synthetic.presets import SITES, Preset, Site, find_preset, pick
+from synthetic.ranking import auc, decorrelating_weights, paired_difference, summary, weighted_auc
+from synthetic.world import MODALITIES, Subjects, World
+
+FEW_LABELS = 200  # of the knob and structure tables
+# one knob at a time at the site of judgement; a constant offset of c or of b is inert for linear arms, and shown to be
+KNOBS: dict[str, tuple[float, ...]] = {
+    "rho": (0.4, 0.0, -0.4),
+    "code_shift": (0.15, 0.5),
+    "ehr_missing": (0.3, 1.0),
+    "noise_image": (2.0,),
+    "spec": (1.4,),
+    "bias_shift": (-2.0,),
+    "w_u_ehr_factor": (-10.0, 10.0),
+    "c_mean": (1.0,),
+    "group_shift": (1.0,),
+    "label_flip": (0.1,),
+    "follow_up_days": (180,),
+}
+# one knob at a time at the training site
+TRAINING: dict[str, tuple[float, ...]] = {
+    "mispair": (0.25, 0.75),
+    "unpaired": (0.75,),
+    "ehr_missing": (0.3,),
+    "label_flip": (0.2,),
+    "follow_up_days": (180,),
+}
+# other worlds: changes of the preset, and of both sites
+STRUCTURES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
+    "li2025": {
+        "no shared biology": ({"a_s_image": 0.0, "w_u_image": 1.2}, {}),
+        "redundant": ({"a_s_image": 0.7, "w_u_image": 0.2}, {}),
+        "pathway not in the image": ({"a_c_image": 0.0}, {}),
+        "no pathway link": ({}, {"rho": 0.0}),
+        "irrelevant factors fill the code": ({"k_b": 6, "rank": 5}, {}),
+    },
+    "base": {
+        "large nuisance": ({"a_n": 2.5}, {}),
+        "redundant": ({"a_s_image": 0.6, "w_u_image": 0.2, "w_u_ehr": 0.1}, {}),
+    },
+}
+ORDERINGS = {
+    "jepa > weak > image": ("jepa", "fusion_weak", "image"),
+    "image > jepa": ("image", "jepa"),
+    "tuned > jepa": ("fusion_tuned", "jepa"),
+}
+_SHUFFLES = 12  # a seed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of a table: arms that learnt from ``n_labelled`` labels at ``train``, judged at ``test``.
+
+    internal: the world's own site, which source-Bayes knows; ``train`` may be it with knobs turned.
+    """
+
+    table: str
+    row: str
+    preset: Preset
+    internal: Site
+    train: Site
+    test: Site
+    n_labelled: int
+
+
+def settings(preset: str) -> list[Setting]:
+    """Every row of the arms, knobs, training and structure tables of a preset; Refusal ``SYNTHETIC_UNKNOWN``."""
+    world, sites = find_preset(preset), pick(SITES, preset, "preset")
+    inside = sites["internal"]
+    rows = [
+        Setting("arms", f"{n} labels, {test.name}", world, inside, inside, test, n)
+        for n in sorted({100, FEW_LABELS, world.n_labelled})
+        for test in sites.values()
+    ]
+    rows.append(Setting("knobs", "internal", world, inside, inside, inside, FEW_LABELS))
+    for knob, value in _each(KNOBS):
+        test = _with(inside, knob, value)
+        rows.append(Setting("knobs", f"{knob}={value:g}", world, inside, inside, test, FEW_LABELS))
+    for knob, value in _each(TRAINING):
+        train = _with(inside, knob, value)
+        for test in sites.values():
+            rows.append(Setting("training", f"{knob}={value:g}, {test.name}", world, inside, train, test, FEW_LABELS))
+    n = FEW_LABELS if preset == "li2025" else world.n_labelled
+    for name, (of_preset, of_sites) in STRUCTURES[preset].items():
+        other = replace(world, **of_preset)
+        inner, *outer = (replace(site, **of_sites) for site in sites.values())
+        for test in (inner, *outer):
+            rows.append(Setting("structure", f"{name}, {test.name}", other, inner, inner, test, n))
+    return rows
+
+
+def _each(knobs: dict[str, tuple[float, ...]]) -> list[tuple[str, float]]:
+    return [(knob, value) for knob, values in knobs.items() for value in values]
+
+
+def _with(site: Site, knob: str, value: float) -> Site:
+    changed: dict[str, Any] = {knob: value}
+    return replace(site, **changed)
+
+
+def measure(rows: Sequence[Setting], patients: int, seed: int) -> list[dict[str, float]]:
+    """One seed of every setting: AUCs of the arms (by name) and oracles (``<oracle>_<view>``) for the labels as recorded,
+    and ``excess_<arm>``, ``excess_se_<arm>``: the arm's AUC less env-Bayes' of the same view, with its paired error.
+    """
+    found: list[dict[str, float]] = [{} for _ in rows]
+    for preset, internal in dict.fromkeys((row.preset, row.internal) for row in rows):
+        world = World(preset, internal, seed)
+        here = {i: row for i, row in enumerate(rows) if (row.preset, row.internal) == (preset, internal)}
+        sizes = sorted({row.n_labelled for row in here.values()})
+        trained = {train: _trained(world, train, sizes) for train in dict.fromkeys(row.train for row in here.values())}
+        for test in dict.fromkeys(row.test for row in here.values()):
+            subjects = world.sample(test, arms.TEST, patients)
+            oracles = oracle.scores(world, test, subjects)
+            possible = {name: auc(subjects.label, score) for name, score in oracles.items()}
+            for i, row in here.items():
+                if row.test == test:
+                    found[i] = possible | _judged(subjects, trained[row.train][row.n_labelled], oracles)
+    return found
+
+
+def _trained(world: World, site: Site, sizes: Sequence[int]) -> dict[int, dict[str, Array]]:
+    codes, labelled = arms.pretrain(world, site), world.sample(site, arms.LABELLED, max(sizes))
+    theta, label = labelled.theta_of(MODALITIES), labelled.label
+    return {n: arms.fit(world.preset, codes, theta[:n], label[:n]) for n in sizes}
+
+
+def _scores(subjects: Subjects, weights: dict[str, Array]) -> dict[str, Array]:
+    columns = by_row(np.stack(list(weights.values())), subjects.theta_of(MODALITIES)).T
+    return dict(zip(weights, columns, strict=True))
+
+
+def _judged(subjects: Subjects, weights: dict[str, Array], oracles: dict[str, Array]) -> dict[str, float]:
+    found = {}
+    for arm, score in _scores(subjects, weights).items():
+        found[arm] = auc(subjects.label, score)
+        best = oracles[f"env_bayes_{arms.ARM_VIEW[arm]}"]
+        found[f"excess_{arm}"], found[f"excess_se_{arm}"] = paired_difference(subjects.label, score, best)
+    return found
+
+
+def shuffled(preset: str, patients: int, seed: int) -> dict[str, list[float]]:
+    """Control: AUCs inside of arms that learnt from permuted labels, {arm: one a permutation}; 0.5 but for chance."""
+    world = World.named(preset, seed)
+    site, codes = world.internal, arms.pretrain(world, world.internal)
+    labelled = world.sample(site, arms.LABELLED, FEW_LABELS)
+    subjects = world.sample(site, arms.TEST, patients)
+    draw, theta = generator(seed, "shuffled labels"), labelled.theta_of(MODALITIES)
+    found: dict[str, list[float]] = {arm: [] for arm in arms.ARMS}
+    for _ in range(_SHUFFLES):
+        weights = arms.fit(world.preset, codes, theta, draw.permutation(labelled.label))
+        for arm, score in _scores(subjects, weights).items():
+            found[arm].append(auc(subjects.label, score))
+    return found
+
+
+def noisy_tag(subjects: Subjects, seed: int) -> Array:
+    """A binary protocol tag that follows the care pathway, P(1) = sigm(1.5 c); [n] bool."""
+    first, n = int(subjects.index[0]), len(subjects.index)
+    odds = 1.5 * subjects.c.mean(1)
+    return uniforms(seed, "noisy tag", first, n, 1)[:, 0] < 1 / (1 + np.exp(-odds))
+
+
+def warning(preset: str, patients: int, seed: int) -> dict[str, dict[str, float]]:
+    """What internal held-out subjects foretell: {arm: internal, decorrelated by c and by a noisy tag, unlinked, external}.
+
+    ``unlinked`` is the AUC where the care pathway says nothing of the label (rho 0): internal less decorrelated foretells
+    internal less unlinked.
+    """
+    world, sites = World.named(preset, seed), pick(SITES, preset, "preset")
+    weights = _trained(world, world.internal, [world.preset.n_labelled])[world.preset.n_labelled]
+    inside = world.sample(world.internal, arms.TEST, patients)
+    elsewhere = {"unlinked": replace(world.internal, rho=0.0), "external": sites["external"]}
+    found = {arm: {"internal": auc(inside.label, score)} for arm, score in _scores(inside, weights).items()}
+    for name, tag in (("decorrelated_c", inside.c), ("decorrelated_tag", noisy_tag(inside, seed))):
+        weight = decorrelating_weights(inside.label, tag)
+        for arm, score in _scores(inside, weights).items():
+            found[arm][name] = weighted_auc(inside.label, score, weight)
+    for name, site in elsewhere.items():
+        outside = world.sample(site, arms.TEST, patients)
+        for arm, score in _scores(outside, weights).items():
+            found[arm][name] = auc(outside.label, score)
+    return found
+
+
+def _suite(preset: str, rows: Sequence[Setting], patients: int, seed: int) -> dict[str, Any]:
+    return {
+        "rows": measure(rows, patients, seed),
+        "shuffled": shuffled(preset, patients, seed),
+        "warning": warning(preset, patients, seed),
+    }
+
+
+def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict[str, Any]:
+    """The whole level-0 suite: arms, knobs, training and structure tables, the shuffled control and the warning.
+
+    Returns {"tables": {table: rows}, "shuffled": {arm: summary}, "warning": {arm: {measure: summary}}, "above_env_bayes":
+    rows with an arm beyond what is possible (a leak), ...}; a row has ``arms`` and ``oracles`` as summaries over seeds,
+    ``orderings`` as counts of seeds, and ``above_env_bayes``, the arms more than 3 standard errors above env-Bayes.
+    The numbers do not depend on ``workers``. Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
+    """
+    if patients < 100 or seeds < 1:
+        raise Refusal("SYNTHETIC_RANGE", "the suite needs at least 100 patients and 1 seed")
+    rows = settings(preset)
+    found = oracle.over_seeds(partial(_suite, preset, rows, patients), seeds, workers, "Shift experiments, seeds")
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for i, row in enumerate(rows):
+        tables.setdefault(row.table, []).append(_aggregate(row, [seed["rows"][i] for seed in found]))
+    return {
+        "level": 0,
+        "preset": preset,
+        "seeds": seeds,
+        "patients": patients,
+        "tables": tables,
+        "shuffled": {arm: summary([v for seed in found for v in seed["shuffled"][arm]]) for arm in arms.ARMS},
+        "warning": {
+            arm: {name: summary([seed["warning"][arm][name] for seed in found]) for name in found[0]["warning"][arm]}
+            for arm in arms.ARMS
+        },
+        "above_env_bayes": [
+            f"{t}: {row['row']}" for t, part in tables.items() for row in part if row["above_env_bayes"]
+        ],
+    }
+
+
+def _aggregate(row: Setting, found: list[dict[str, float]]) -> dict[str, Any]:
+    """A row over its seeds."""
+    above = []
+    for arm in arms.ARMS:
+        excess = np.mean([seed[f"excess_{arm}"] for seed in found])
+        error = np.sqrt(sum(seed[f"excess_se_{arm}"] ** 2 for seed in found)) / len(found)
+        if excess > 3 * error:
+            above.append(arm)
+    known = [name for name in found[0] if name not in arms.ARMS and not name.startswith("excess")]
+    return {
+        "row": row.row,
+        "test": row.test.name,
+        "n_labelled": row.n_labelled,
+        "arms": {arm: summary([seed[arm] for seed in found]) for arm in arms.ARMS},
+        "oracles": {name: summary([seed[name] for seed in found]) for name in known},
+        "orderings": {name: sum(_falls(seed, order) for seed in found) for name, order in ORDERINGS.items()},
+        "above_env_bayes": above,
+    }
+
+
+def _falls(found: dict[str, float], order: Sequence[str]) -> bool:
+    return all(found[a] > found[b] for a, b in pairwise(order))
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """``run``'s result as text: one line a setting, means over seeds; orderings as seeds out of all."""
+    shown = [f"{name}_both" for name in ("env_bayes", "source_bayes", "c_blind")]
+    heads = [f"{head:>7}" for head in (*arms.ARMS, *(name.removesuffix("_both") for name in shown), *ORDERINGS)]
+    text = [f"AUC at level 0, preset {result['preset']}, mean of {result['seeds']} seeds"]
+    for table, rows in result["tables"].items():
+        width = 2 + max(len(table), *(len(row["row"]) for row in rows))
+        text += ["", f"{table:<{width}}" + "".join(f"{head:>{len(head) + 2}}" for head in heads)]
+        for row in rows:
+            means = [row["arms"][arm]["mean"] for arm in arms.ARMS] + [row["oracles"][name]["mean"] for name in shown]
+            cells = [f"{mean:.3f}" for mean in means] + [f"{k}/{result['seeds']}" for k in row["orderings"].values()]
+            marks = "  above env-Bayes: " + ", ".join(row["above_env_bayes"]) if row["above_env_bayes"] else ""
+            padded = (f"{cell:>{len(head) + 2}}" for cell, head in zip(cells, heads, strict=True))
+            text.append(f"{row['row']:<{width}}" + "".join(padded) + marks)
+    names = list(result["warning"]["image"])
+    text += ["", f"{'warning':<14}" + "".join(f"{name:>18}" for name in names) + f"{'shuffled labels':>18}"]
+    for arm, found in result["warning"].items():
+        means = [found[name]["mean"] for name in names] + [result["shuffled"][arm]["mean"]]
+        text.append(f"{arm:<14}" + "".join(f"{mean:>18.3f}" for mean in means))
+    return text
