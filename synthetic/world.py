@@ -116,7 +116,8 @@ class World:
         """
         d = self.preset.d_ehr
         source = np.arange(d)
-        hit = generator(self.seed, "world/code_shift").permutation(d)[: int(site.code_shift * d)]
+        count = int(site.code_shift * d + 1e-9)  # .29 * 100 is 28.999...
+        hit = generator(self.seed, "world/code_shift").permutation(d)[:count]
         source[hit] = np.roll(hit, 1)
         return source
 
@@ -129,22 +130,22 @@ class World:
     def _latent_covariance(self) -> Array:
         """Exact covariance of (z, c) at the internal site, [p + k_c, p + k_c]."""
         law, rho = self.law(self.internal), self.internal.rho
-        P = law.variance
-        risk = expit(law.bias + np.sqrt(self.w @ (P * self.w)) * NODES)
+        P, w = law.variance, law.w
+        risk = expit(law.bias + w @ law.mean + np.sqrt(w @ (P * w)) * NODES)
         share, slope = WEIGHTS @ risk, WEIGHTS @ (risk * (1 - risk))
         k = self.preset.k_c
-        cross = 2 * rho * slope * (P * self.w)[:, None] * np.ones((1, k))  # Stein's identity: E[z sigm(eta)]
+        cross = 2 * rho * slope * (P * w)[:, None] * np.ones((1, k))  # Stein's identity: E[z sigm(eta)]
         c = np.eye(k) + 4 * rho**2 * share * (1 - share) * np.ones((k, k))
         return np.block([[np.diag(P), cross], [cross.T, c]])
 
     @cached_property
     def readout(self) -> dict[str, Array]:
         """t = readout @ theta, [q, d] a modality: sufficient for (z, c), unit variance at the internal site, near-axis."""
-        matrices = {}
+        tau, matrices = self.law(self.internal).tau, {}
         for m in MODALITIES:
             full = np.concatenate([self.A[m], self.B[m]], axis=1)
             G = full[:, np.abs(full).sum(0) > 0]
-            covariance = full @ self._latent_covariance() @ full.T + self.preset.tau**2 * np.eye(len(full))
+            covariance = full @ self._latent_covariance() @ full.T + tau[m] ** 2 * np.eye(len(full))
             values, vectors = np.linalg.eigh(G.T @ covariance @ G)
             matrices[m] = (vectors / np.sqrt(values)) @ vectors.T @ G.T
         return matrices
