@@ -7,8 +7,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
+from pydicom.tag import Tag
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, CTImageStorage, ExplicitVRLittleEndian
 
 from synthetic.draws import Array, generator
 
@@ -18,10 +22,11 @@ _INTERCEPT_HU = -1024
 
 @dataclass(frozen=True)
 class Scan:
-    """One CT as a hospital holds it: source patient and date, voxels int16 HU [X, Y, Z] in RAS+, 1 mm.
+    """One CT as a hospital holds it: source patient and date, voxels int16 HU [X, Y, Z] in RAS+.
 
     name: made-up name of the file or folder. uid: SeriesInstanceUID (DICOM only). origin_mm: RAS of voxel (0, 0, 0).
-    protocol: contrast, thickness_mm and kernel, one record of ``synthetic.ct.parameters``.
+    protocol: contrast, thickness_mm, kernel and voxel_mm (in the plane; slices are 1 mm apart), one record of
+    ``synthetic.ct.parameters``.
     """
 
     name: str
@@ -36,7 +41,7 @@ class Scan:
     @property
     def affine(self) -> Array:
         """RAS+ affine, [4, 4]."""
-        affine = np.eye(4)
+        affine = np.diag([self.protocol["voxel_mm"], self.protocol["voxel_mm"], 1.0, 1.0])
         affine[:3, 3] = self.origin_mm
         return affine
 
@@ -75,26 +80,56 @@ def write_dicom(scan: Scan, folder: Path) -> None:
     """``<name>/0001.dcm`` ...: one axial slice a file, numbered from the head down as scanners do."""
     series = folder / scan.name
     series.mkdir()
-    header = _series_header(scan)
-    x, y, z = scan.origin_mm
+    # a slice differs from the next in few elements: the others are encoded once
+    meta, header = _encoded(_file_meta()), _encoded(_series_header(scan))
+    (x, y, z), mm = scan.origin_mm, scan.protocol["voxel_mm"]
     columns, rows, depth = scan.voxels.shape
     # DICOM is LPS: a row of pixels runs to the patient's left and the rows to the back, so both RAS axes are flipped
+    corner = [round(-(x + (columns - 1) * mm), 6), round(-(y + (rows - 1) * mm), 6)]
     stored = (scan.voxels[::-1, ::-1].transpose(2, 1, 0).astype(np.int32) - _INTERCEPT_HU).astype("<u2")
     for k in range(depth):
-        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = uid(scan.uid, k)
-        header.InstanceNumber = depth - k
-        header.ImagePositionPatient = [-(x + columns - 1), -(y + rows - 1), z + k]
-        header.SliceLocation = z + k
-        header.PixelData = stored[k].tobytes()
-        header.save_as(series / f"{depth - k:04d}.dcm", enforce_file_format=True)
+        name, own = uid(scan.uid, k), Dataset()
+        own.SOPInstanceUID = name
+        own.InstanceNumber, own.SliceLocation = depth - k, z + k
+        own.ImagePositionPatient = [*corner, z + k]
+        own.add(DataElement(Tag("PixelData"), "OW", stored[k].tobytes()))
+        named = FileMetaDataset()
+        named.MediaStorageSOPInstanceUID = name
+        preface = _joined(meta | _encoded(named))
+        length = FileMetaDataset()
+        length.FileMetaInformationGroupLength = len(preface)
+        whole = [bytes(128), b"DICM", _joined(_encoded(length)), preface, _joined(header | _encoded(own))]
+        (series / f"{depth - k:04d}.dcm").write_bytes(b"".join(whole))
+
+
+def _joined(elements: dict[int, bytes]) -> bytes:
+    return b"".join(elements[tag] for tag in sorted(elements))
+
+
+def _encoded(dataset: Dataset) -> dict[int, bytes]:
+    """Each element in explicit little endian, by tag."""
+    encoded = {}
+    for element in dataset:
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, False
+        write_data_element(buffer, element)
+        encoded[int(element.tag)] = buffer.getvalue()
+    return encoded
+
+
+def _file_meta() -> FileMetaDataset:
+    """File meta information but for its length and the slice's own UID."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\0\1"
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = CTImageStorage, ExplicitVRLittleEndian
+    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+    return meta
 
 
 def _series_header(scan: Scan) -> Dataset:
     """Everything the slices of a series share."""
-    header, meta = Dataset(), FileMetaDataset()
-    meta.MediaStorageSOPClassUID = header.SOPClassUID = CTImageStorage
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    header.file_meta = meta
+    header = Dataset()
+    header.SOPClassUID = CTImageStorage
     header.SpecificCharacterSet = "ISO_IR 192"
     header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     header.Modality, header.BodyPartExamined, header.PatientPosition = "CT", "CHEST", "HFS"
@@ -109,12 +144,14 @@ def _series_header(scan: Scan) -> Dataset:
     header.FrameOfReferenceUID, header.PositionReferenceIndicator = uid(scan.uid, "frame"), ""
     header.SeriesNumber, header.AcquisitionNumber = 1, 1
     header.KVP, header.ConvolutionKernel = 120, scan.protocol["kernel"].upper()
-    header.ContrastBolusAgent = "IODINE" if scan.protocol["contrast"] else ""
+    if scan.protocol["contrast"]:
+        header.ContrastBolusAgent = "IODINE"
     header.SliceThickness = scan.protocol["thickness_mm"]
-    header.PixelSpacing, header.ImageOrientationPatient = [1, 1], [1, 0, 0, 0, 1, 0]
+    header.PixelSpacing, header.ImageOrientationPatient = [scan.protocol["voxel_mm"]] * 2, [1, 0, 0, 0, 1, 0]
     header.Columns, header.Rows = scan.voxels.shape[:2]
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
     header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 0
     header.RescaleIntercept, header.RescaleSlope, header.RescaleType = _INTERCEPT_HU, 1, "HU"
+    header.WindowCenter, header.WindowWidth = -600, 1500
     header.BurnedInAnnotation = "NO"
     return header
