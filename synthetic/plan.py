@@ -55,7 +55,12 @@ class Plan:
     @cached_property
     def vocabularies(self) -> list[events.Vocabulary]:
         """What may be recorded, site by site."""
-        return [_vocabulary(self.preset, self.seed, site) for site in self.sites]
+        return [leaks.of_vocabulary(self.leaks, _vocabulary(self.preset, self.seed, site)) for site in self.sites]
+
+    @property
+    def labelled_scan(self) -> int:
+        """The scan at which labels stand."""
+        return leaks.labelled_scan(self.leaks, self.scans)
 
     def site_of(self, first: int, count: int) -> Array:
         """Position in ``sites`` of each subject, [count]."""
@@ -112,6 +117,11 @@ def checked(
     return Plan(preset, found, seed, image_format, size, scans, tuple(dict.fromkeys(leak)))
 
 
+def split_of(uniform: Array) -> Array:
+    """train, tuning or held_out, [n], of uniforms [n]: 70, 15 and 15 in a hundred."""
+    return np.array(SPLITS)[np.searchsorted(_SPLIT_EDGES, uniform, side="right")]
+
+
 def people(plan: Plan, first: int, count: int, subjects: Subjects) -> pd.DataFrame:
     """Who the subjects are, one row each.
 
@@ -121,7 +131,7 @@ def people(plan: Plan, first: int, count: int, subjects: Subjects) -> pd.DataFra
     index, which = range(first, first + count), plan.site_of(first, count)
     u = uniforms(plan.seed, "people", first, count, 5)
     shift = (30 + np.floor(u[:, 3] * 1500)).astype(np.int64) * np.where(u[:, 4] < 0.5, -1, 1)
-    split = np.searchsorted(_SPLIT_EDGES, u[:, 0], side="right")
+    split = split_of(u[:, 0])
     starts = [int.from_bytes(images.digest("patient_id", plan.seed, s.name)[:4], "big") for s in plan.sites]
     days = growth.scan_days(plan.seed, first, count, plan.scans)
     found = {
@@ -132,14 +142,14 @@ def people(plan: Plan, first: int, count: int, subjects: Subjects) -> pd.DataFra
             for i, w in zip(index, which, strict=True)
         ],
         "site": which,
-        "split": np.array(SPLITS)[split],
+        "split": split,
         "index_s": events.index_time_s(u[:, 1:3]),
         **{f"day_{k}": day for k, day in enumerate(days.T)},
         "shift_days": shift,
     }
     for column, knob in (("mispaired", "mispair"), ("unpaired", "unpaired")):
         share = np.array([getattr(site, knob) for site in plan.sites])[which]
-        found[column] = (uniforms(plan.seed, knob, first, count, 1)[:, 0] < share) & (split == 0)
+        found[column] = (uniforms(plan.seed, knob, first, count, 1)[:, 0] < share) & (split == "train")
     return leaks.of_people(plan.leaks, pd.DataFrame(found), subjects)
 
 

@@ -186,26 +186,26 @@ def find_site(preset: str, name: str) -> Site:
     return pick(pick(SITES, preset, "preset"), name, "site")
 
 
-def turned(site: Site, knobs: Iterable[str]) -> Site:
-    """``site`` with ``knob=value`` settings applied (kernel_mix takes three shares with commas between).
+def turned(law: Any, knobs: Iterable[str]) -> Any:
+    """A site, or another law, with ``knob=value`` settings applied (several numbers with commas between, as kernel_mix has).
 
     Raises Refusal: ``SYNTHETIC_UNKNOWN`` (no such knob), ``SYNTHETIC_RANGE`` (no such value).
     """
-    known = {f.name: f.default for f in fields(Site) if f.name not in ("name", "offset")}
+    known = {f.name: getattr(law, f.name) for f in fields(law) if f.name not in ("name", "offset")}
     values: dict[str, Any] = {}
     for knob in knobs:
         name, equals, text = knob.partition("=")
-        default = pick(known, name, "knob")
+        now = pick(known, name, "knob")
         try:
             numbers = tuple(float(part) for part in text.split(","))
         except ValueError:
             numbers = ()
-        scalar = not isinstance(default, tuple)
-        whole = isinstance(default, int)
+        scalar = not isinstance(now, tuple)
+        whole = isinstance(now, int)
         if not equals or not numbers or (scalar and len(numbers) > 1) or (whole and not numbers[0].is_integer()):
             raise Refusal("SYNTHETIC_RANGE", f"{knob!r} does not set the knob {name}", "Write it as knob=value")
         values[name] = numbers if not scalar else int(numbers[0]) if whole else numbers[0]
-    return replace(site, **values)
+    return replace(law, **values)
 
 
 def find_sites(preset: str, names: Iterable[str], knobs: Iterable[str]) -> list[Site]:
