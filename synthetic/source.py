@@ -131,7 +131,8 @@ def record(
     rows = events.Rows.joined([rows, later, after])
     if person["unpaired"]:
         rows = events.Rows(*(column[rows.code != ct_code] for column in vars(rows).values()))
-    return leaks.of_record(plan.leaks, rows, vocabulary, times[-1], bool(subjects.label[row]), plan.seed, subject)
+    asked_s, label = times[plan.labelled_scan], bool(subjects.label[row])
+    return leaks.of_record(plan.leaks, rows, vocabulary, asked_s, label, plan.seed, subject)
 
 
 def _write_shard(
@@ -140,12 +141,12 @@ def _write_shard(
     """Everything of a shard's subjects but the images; ``totals`` are brought up to date."""
     subjects = plan.sample(first, count)
     persons = people(plan, first, count, subjects)
-    splits, records = leaks.of_shard(plan.leaks, persons[["subject_id", "split"]], records)
+    splits, records = leaks.of_shard(plan.leaks, persons[["subject_id", "split"]], records, plan.seed, first)
     tables.add_records(written, first // SHARD, splits, records)
     _write_identity(plan, folder, first, persons)
-    ends = [scan_second(person, plan.scans - 1) for person in persons.to_dict("records")]
+    ends = [scan_second(person, plan.labelled_scan) for person in persons.to_dict("records")]
     labels = pd.DataFrame({"subject_id": persons["subject_id"], "second": ends, "boolean_value": subjects.label})
-    labels = leaks.of_labels(plan.leaks, labels, records)
+    labels = leaks.of_labels(plan.leaks, labels, records, plan.seed, first)
     key = {"subject_id": labels["subject_id"].to_numpy(), "prediction_time": _stamps(labels["second"].to_numpy())}
     label = {"boolean_value": labels["boolean_value"].to_numpy()}
     written.add(f"labels/{TASK}/0.parquet", key | label, closed=True)
@@ -203,7 +204,8 @@ def _write_truth(
     shown = pictures(plan, first, persons, subjects)
     sizes_mm = np.stack([frame["diameter_mm"].to_numpy() for frame in shown], axis=1)
     days = persons[[f"day_{k}" for k in range(plan.scans)]].to_numpy()
-    grown = growth.growth_log_odds(np.log(sizes_mm), days)
+    by_then = slice(plan.labelled_scan + 1)
+    grown = growth.growth_log_odds(np.log(sizes_mm[:, by_then]), days[:, by_then])
 
     def blend(score: Any) -> np.ndarray:
         return np.stack([score(site) for site in plan.sites])[which, rows]
