@@ -19,6 +19,7 @@ from synthetic.scanner import KERNELS, SIZES, Grid
 SIZE = SIZES[0]
 _LOBES, _SPICULES, _MOST_VESSELS = 6, 14, 6
 _HALVED_MM = 40.0  # a vessel's radius halves along this way
+_CORE = np.float32(0.6)  # radius of a nodule's core over its own
 _EDGES = 2.1  # mm beyond a tube's wall that its soft edge reaches
 _CORE_MM = 14.0  # vessels of the smallest patch pass within about this distance of its centre
 _NEUTRAL = Site(name="", offset=0, rho=0.0)
@@ -183,15 +184,16 @@ def _add_tube(
 
 
 def _add_nodule(volume: Array, grid: Grid, row: dict, draw: np.random.Generator) -> None:
-    """A lobulated, spiculated ellipsoid whose solid core holds the share 1 - g of its volume, the rest being ground glass.
+    """A lobulated, spiculated ellipsoid from 20 HU (solid) to -550 HU (ground glass), denser in the middle when part-solid.
 
     Vessels that are denser than the nodule show through its ground glass.
     """
     weights = 3 * draw.standard_normal(_LOBES, dtype=np.float32) / np.float32(np.sqrt(_LOBES))
     lobes, spicules = _unit(draw, _LOBES), _unit(draw, _SPICULES)
     half, stretch = np.float32(row["diameter_mm"] / 2), np.float32(row["elongation"])
-    lobulation, spiculation = np.float32(row["lobulation"]), np.float32(0.6 * row["spiculation"])
-    sharp = 60 * max(np.float32(1), half / 5)  # spicules thicken less than the nodule grows
+    lobulation = np.float32(row["lobulation"])
+    spiculation = np.float32(row["spiculation"] * (0.4 + 1.2 / half))
+    sharp = 12 * half  # spicules thicken less than the nodule grows
 
     def shape(n: Array) -> Array:
         """Radius over the mean one in directions n, [m, 3]."""
@@ -210,8 +212,10 @@ def _add_nodule(volume: Array, grid: Grid, row: dict, draw: np.random.Generator)
     surface = half * shape(points)
     inside = expit((surface - rr) / soft)
     glass = np.float32(row["ground_glass"])
-    core = expit((surface * (1 - glass) ** np.float32(1 / 3) - rr) / soft)
-    target = 570 * core / inside - 550
+    core = expit((_CORE * surface - rr) / soft)
+    # the mean over the nodule's volume is the stated share whatever the core's
+    share = glass**3 * core + (glass - _CORE**3 * glass**3) / (1 - _CORE**3) * (1 - core)
+    target = 20 - 570 * share
     here = volume[box][near]
     target += glass * np.maximum(here - target, 0)
     volume[box][near] += (target - here) * inside
