@@ -137,6 +137,19 @@ def fit(preset: Preset, codes: Codes, theta: Array, label: Array) -> dict[str, A
     return weights
 
 
+def train(world: World, site: Site, sizes: Sequence[int]) -> dict[int, dict[str, Array]]:
+    """Pretrain and fit at a site: {number of labels: {arm: weights}}; the first n labelled subjects are always the same."""
+    codes, labelled = pretrain(world, site), world.sample(site, LABELLED, max(sizes))
+    theta, label = labelled.theta_of(MODALITIES), labelled.label
+    return {n: fit(world.preset, codes, theta[:n], label[:n]) for n in sizes}
+
+
+def scores(subjects: Subjects, weights: dict[str, Array]) -> dict[str, Array]:
+    """Every arm's score of subjects, {arm: [n]}, from ``weights`` {arm: [d_image + d_ehr]}."""
+    columns = by_row(np.stack(list(weights.values())), subjects.theta_of(MODALITIES)).T
+    return dict(zip(weights, columns, strict=True))
+
+
 def statistic(world: World) -> Array:
     """G' of both modalities, [q, d_image + d_ehr]: what is sufficient for (z, c) at sites without code shift."""
     loadings = [np.concatenate([world.A[m], world.B[m]], axis=1) for m in MODALITIES]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from mmjepa.refusal import Refusal
-from synthetic import arms, oracle
-from synthetic.draws import Array, by_row, generator, uniforms
+from synthetic import arms, oracle, safeguards
+from synthetic.draws import Array, generator
 from synthetic.presets import SITES, Preset, Site, find_preset, pick
-from synthetic.ranking import auc, decorrelating_weights, paired_difference, summary, weighted_auc
+from synthetic.ranking import auc, paired_difference, summary
 from synthetic.world import MODALITIES, Subjects, World
 
 FEW_LABELS = 200  # of the knob and structure tables
@@ -124,7 +124,9 @@ def measure(rows: Sequence[Setting], patients: int, seed: int) -> list[dict[str,
         world = World(preset, internal, seed)
         here = {i: row for i, row in enumerate(rows) if (row.preset, row.internal) == (preset, internal)}
         sizes = sorted({row.n_labelled for row in here.values()})
-        trained = {train: _trained(world, train, sizes) for train in dict.fromkeys(row.train for row in here.values())}
+        trained = {
+            train: arms.train(world, train, sizes) for train in dict.fromkeys(row.train for row in here.values())
+        }
         for test in dict.fromkeys(row.test for row in here.values()):
             subjects = world.sample(test, arms.TEST, patients)
             oracles = oracle.scores(world, test, subjects)
@@ -135,20 +137,9 @@ def measure(rows: Sequence[Setting], patients: int, seed: int) -> list[dict[str,
     return found
 
 
-def _trained(world: World, site: Site, sizes: Sequence[int]) -> dict[int, dict[str, Array]]:
-    codes, labelled = arms.pretrain(world, site), world.sample(site, arms.LABELLED, max(sizes))
-    theta, label = labelled.theta_of(MODALITIES), labelled.label
-    return {n: arms.fit(world.preset, codes, theta[:n], label[:n]) for n in sizes}
-
-
-def _scores(subjects: Subjects, weights: dict[str, Array]) -> dict[str, Array]:
-    columns = by_row(np.stack(list(weights.values())), subjects.theta_of(MODALITIES)).T
-    return dict(zip(weights, columns, strict=True))
-
-
 def _judged(subjects: Subjects, weights: dict[str, Array], oracles: dict[str, Array]) -> dict[str, float]:
     found = {}
-    for arm, score in _scores(subjects, weights).items():
+    for arm, score in arms.scores(subjects, weights).items():
         found[arm] = auc(subjects.label, score)
         best = oracles[f"env_bayes_{arms.ARM_VIEW[arm]}"]
         found[f"excess_{arm}"], found[f"excess_se_{arm}"] = paired_difference(subjects.label, score, best)
@@ -165,53 +156,35 @@ def shuffled(preset: str, patients: int, seed: int) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {arm: [] for arm in arms.ARMS}
     for _ in range(_SHUFFLES):
         weights = arms.fit(world.preset, codes, theta, draw.permutation(labelled.label))
-        for arm, score in _scores(subjects, weights).items():
+        for arm, score in arms.scores(subjects, weights).items():
             found[arm].append(auc(subjects.label, score))
     return found
 
 
-def noisy_tag(subjects: Subjects, seed: int) -> Array:
-    """A binary protocol tag that follows the care pathway, P(1) = sigm(1.5 c); [n] bool."""
-    first, n = int(subjects.index[0]), len(subjects.index)
-    odds = 1.5 * subjects.c.mean(1)
-    return uniforms(seed, "noisy tag", first, n, 1)[:, 0] < 1 / (1 + np.exp(-odds))
-
-
-def warning(preset: str, patients: int, seed: int) -> dict[str, dict[str, float]]:
-    """What internal held-out subjects foretell: {arm: internal, decorrelated by c and by a noisy tag, unlinked, external}.
-
-    ``unlinked`` is the AUC where the care pathway says nothing of the label (rho 0): internal less decorrelated foretells
-    internal less unlinked.
-    """
-    world, sites = World.named(preset, seed), pick(SITES, preset, "preset")
-    weights = _trained(world, world.internal, [world.preset.n_labelled])[world.preset.n_labelled]
-    inside = world.sample(world.internal, arms.TEST, patients)
-    elsewhere = {"unlinked": replace(world.internal, rho=0.0), "external": sites["external"]}
-    found = {arm: {"internal": auc(inside.label, score)} for arm, score in _scores(inside, weights).items()}
-    for name, tag in (("decorrelated_c", inside.c), ("decorrelated_tag", noisy_tag(inside, seed))):
-        weight = decorrelating_weights(inside.label, tag)
-        for arm, score in _scores(inside, weights).items():
-            found[arm][name] = weighted_auc(inside.label, score, weight)
-    for name, site in elsewhere.items():
-        outside = world.sample(site, arms.TEST, patients)
-        for arm, score in _scores(outside, weights).items():
-            found[arm][name] = auc(outside.label, score)
-    return found
+def code(preset: str, patients: int, seed: int) -> dict[str, dict[str, float]]:
+    """What the closed-form JEPA keeps: share of each block's variance inside, and the canonical correlations up to its rank."""
+    world = World.named(preset, seed)
+    codes = arms.pretrain(world, world.internal)
+    r2 = arms.block_r2(world, world.sample(world.internal, arms.TEST, patients), codes.encoders["jepa"])
+    leading = codes.canonical[: world.preset.rank].tolist()
+    return {"R^2": r2, "canonical r": {str(i + 1): r for i, r in enumerate(leading)}}
 
 
 def _suite(preset: str, rows: Sequence[Setting], patients: int, seed: int) -> dict[str, Any]:
     return {
         "rows": measure(rows, patients, seed),
         "shuffled": shuffled(preset, patients, seed),
-        "warning": warning(preset, patients, seed),
+        "code": code(preset, patients, seed),
+        "warning": safeguards.warning(preset, patients, seed),
+        "mitigation": safeguards.mitigation(preset, patients, seed),
     }
 
 
 def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict[str, Any]:
-    """The whole level-0 suite: arms, knobs, training and structure tables, the shuffled control and the warning.
+    """The whole level-0 suite: arms, knobs, training and structure tables, the shuffled control, the JEPA code, the warning and the heads.
 
-    Returns {"tables": {table: rows}, "shuffled": {arm: summary}, "warning": {arm: {measure: summary}}, "above_env_bayes":
-    rows with an arm beyond what is possible (a leak), ...}; a row has ``arms`` and ``oracles`` as summaries over seeds,
+    Returns {"tables": {table: rows}, "shuffled": {arm: summary}, "code": {measure: {block: summary}}, "warning": {arm:
+    {measure: summary}}, "mitigation": {head: {site: summary}}, "above_env_bayes": rows with an arm beyond what is possible (a leak), ...}; a row has ``arms`` and ``oracles`` as summaries over seeds,
     ``orderings`` as counts of seeds, and ``above_env_bayes``, the arms more than 3 standard errors above env-Bayes.
     The numbers do not depend on ``workers``. Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
     """
@@ -229,14 +202,15 @@ def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict
         "patients": patients,
         "tables": tables,
         "shuffled": {arm: summary([v for seed in found for v in seed["shuffled"][arm]]) for arm in arms.ARMS},
-        "warning": {
-            arm: {name: summary([seed["warning"][arm][name] for seed in found]) for name in found[0]["warning"][arm]}
-            for arm in arms.ARMS
-        },
+        **{part: _by_row([seed[part] for seed in found]) for part in ("code", "warning", "mitigation")},
         "above_env_bayes": [
             f"{t}: {row['row']}" for t, part in tables.items() for row in part if row["above_env_bayes"]
         ],
     }
+
+
+def _by_row(found: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    return {row: {name: summary([seed[row][name] for seed in found]) for name in found[0][row]} for row in found[0]}
 
 
 def _aggregate(row: Setting, found: list[dict[str, float]]) -> dict[str, Any]:
@@ -277,9 +251,16 @@ def lines(result: dict[str, Any]) -> list[str]:
             marks = "  above env-Bayes: " + ", ".join(row["above_env_bayes"]) if row["above_env_bayes"] else ""
             padded = (f"{cell:>{len(head) + 2}}" for cell, head in zip(cells, heads, strict=True))
             text.append(f"{row['row']:<{width}}" + "".join(padded) + marks)
-    names = list(result["warning"]["image"])
-    text += ["", f"{'warning':<14}" + "".join(f"{name:>18}" for name in names) + f"{'shuffled labels':>18}"]
-    for arm, found in result["warning"].items():
-        means = [found[name]["mean"] for name in names] + [result["shuffled"][arm]["mean"]]
-        text.append(f"{arm:<14}" + "".join(f"{mean:>18.3f}" for mean in means))
+    for part in ("warning", "mitigation"):
+        names = list(next(iter(result[part].values())))
+        text += ["", f"{part:<40}" + "".join(f"{name:>18}" for name in names)]
+        text += [
+            f"{row:<40}" + "".join(f"{found[name]['mean']:>18.3f}" for name in names)
+            for row, found in result[part].items()
+        ]
+    singles = {f"JEPA code, {row}": found for row, found in result["code"].items()}
+    singles["shuffled labels (0.5 but for chance)"] = result["shuffled"]
+    text.append("")
+    for row, found in singles.items():
+        text.append(f"{row:<40}" + ", ".join(f"{name} {value['mean']:.3f}" for name, value in found.items()))
     return text
