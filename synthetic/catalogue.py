@@ -31,7 +31,7 @@ sarcoidosis;rheumatoid arthritis;systemic sclerosis;lupus;Sjogren syndrome;vascu
 immune deficiency;earlier chest radiotherapy;earlier chemotherapy;earlier lymphoma;earlier breast cancer;earlier melanoma;
 earlier head and neck cancer;family history of lung cancer;alpha-1 antitrypsin deficiency;cystic fibrosis carrier;asthma since
 childhood;sleep apnoea;pulmonary embolism;pulmonary hypertension;atrial fibrillation;heart valve replacement;dialysis;cirrhosis;
-chronic hepatitis;inflammatory bowel disease;coeliac disease;epilepsy;Parkinson disease;multiple sclerosis;psoriasis;gout;
+chronic hepatitis;inflammatory bowel disease;coeliac disease;epilepsy;Parkinson disease;multiple sclerosis;psoriasis;recurrent gout;
 long-standing pleural effusion;pleural plaques;clips of earlier lung surgery;lung cyst;bronchiectasis;organising pneumonia;
 chronic atelectasis;healed granuloma;fibrosis with honeycombing;bullous lung disease;enlarged chest lymph node;wires of earlier
 heart surgery"""
