@@ -181,12 +181,14 @@ def _suite(preset: str, rows: Sequence[Setting], patients: int, seed: int) -> di
 
 
 def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict[str, Any]:
-    """The whole level-0 suite: arms, knobs, training and structure tables, the shuffled control, the JEPA code, the warning and the heads.
+    """The whole level-0 suite: every table, the shuffled control, the JEPA's code, the warning and the heads.
 
     Returns {"tables": {table: rows}, "shuffled": {arm: summary}, "code": {measure: {block: summary}}, "warning": {arm:
-    {measure: summary}}, "mitigation": {head: {site: summary}}, "above_env_bayes": rows with an arm beyond what is possible (a leak), ...}; a row has ``arms`` and ``oracles`` as summaries over seeds,
-    ``orderings`` as counts of seeds, and ``above_env_bayes``, the arms more than 3 standard errors above env-Bayes.
-    The numbers do not depend on ``workers``. Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
+    {measure: summary}}, "mitigation": {head: {site: summary}}, "above_env_bayes": rows with an arm beyond what is possible (a
+    leak), ...}. A row has ``arms`` and ``oracles`` as summaries over seeds, ``orderings`` as counts of seeds, and
+    ``above_env_bayes``, the arms more than 3 standard errors above env-Bayes. No number depends on ``workers``.
+
+    Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
     """
     if patients < 100 or seeds < 1:
         raise Refusal("SYNTHETIC_RANGE", "the suite needs at least 100 patients and 1 seed")
