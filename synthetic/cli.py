@@ -1,13 +1,14 @@
-"""Command line of the synthetic world: ``generate`` writes a source folder, ``oracle`` prints what no model can beat."""
+"""Command line of the synthetic world: make it, ask what is possible in it, see arms fail in it, look at it."""
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmjepa.progress import say, track
+from mmjepa.progress import say
 from mmjepa.refusal import Refusal
 
 
@@ -23,127 +24,239 @@ def _parser() -> argparse.ArgumentParser:
         description="A synthetic paired CT + EHR world whose truth is known: make data, and the best score possible on it.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    generate = verbs.add_parser(
-        "generate",
-        help="write a source folder: records (MEDS 0.4), images, identities, labels, truth",
-        description="Write a source folder that `mmjepa ingest` reads: ehr/ (MEDS 0.4), images/, identity/, labels/malignancy/, "
-        "and truth/ for oracles alone. Whole or not at all; the bytes depend on preset, site, patients, seed and format, "
-        "never on --workers.",
-        epilog="example: python -m synthetic generate --site internal --patients 2000 --format nifti --out world/internal",
-    )
-    generate.add_argument(
-        "--site",
-        action="append",
-        metavar="NAME",
-        help="internal (default) or external (other label-pathway link and case mix); several for a cohort of several sites; "
-        "a new name needs a --knob",
-    )
-    generate.add_argument(
-        "--knob",
-        action="append",
-        default=[],
-        metavar="[SITE.]K=V",
-        help="turn a knob of every site, or of one: --knob spec=1.4 --knob east.rho=0",
-    )
-    generate.add_argument(
-        "--patients", type=int, default=2000, metavar="N", help="subjects, one CT each (default 2000)"
-    )
-    generate.add_argument("--seed", type=int, default=0, metavar="S", help="the world and its subjects (default 0)")
-    generate.add_argument(
-        "--format", default="nifti", dest="image_format", metavar="F", help="of the images: nifti (default) or dicom"
-    )
-    generate.add_argument("--size", type=int, default=32, metavar="V", help="voxels a side: 32 (default), 48 or 64")
-    generate.add_argument(
-        "--scans",
-        type=int,
-        default=1,
-        metavar="C",
-        help="CTs a subject, 1 (default) to 3 in a year; the label stands at the last",
-    )
-    generate.add_argument(
-        "--leak",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="plant a fault that an audit is due to find (see the README)",
-    )
-    generate.add_argument(
-        "--out", required=True, type=Path, metavar="X", help="folder to write; must not hold anything yet"
-    )
-    generate.add_argument(
-        "--workers", type=int, default=1, metavar="W", help=f"processes (default 1; this machine: {os.cpu_count()})"
-    )
-    bayes = verbs.add_parser(
-        "oracle",
-        help="print the AUC of the exact Bayes scores, inside and outside",
-        description="AUC of the exact scores on fresh subjects, mean over seeds: env_bayes knows the site, source_bayes the "
-        "internal site only, c_blind holds that the care pathway says nothing of the label.",
-    )
-    bayes.add_argument(
-        "--patients", type=int, default=4000, metavar="N", help="subjects a site and seed (default 4000)"
-    )
-    bayes.add_argument("--seeds", type=int, default=8, metavar="K", help="seeds 0 .. K-1 (default 8)")
-    for verb in (generate, bayes):
-        verb.add_argument("--preset", default="li2025", help="the world's constants (default li2025)")
+    for add in (_add_generate, _add_oracle, _add_shift, _add_look):
+        verb = add(verbs)
+        verb.add_argument("--preset", default="li2025", help="the world's constants: li2025 (default) or base")
         verb.add_argument(
             "--json", action="store_true", help="print one JSON object on standard output and nothing else"
         )
     return parser
 
 
-def _generate(args: argparse.Namespace) -> dict[str, Any]:
-    from synthetic import generate
-    from synthetic.presets import find_sites
+def _add_generate(verbs: Any) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        "generate",
+        help="write a source folder: records (MEDS 0.4), images, identities, labels, truth",
+        description="Write a source folder that `mmjepa ingest` reads: ehr/ (MEDS 0.4), images/, identity/, labels/malignancy/, "
+        "and truth/ for oracles alone; with --icu: hourly ICU stays, labels of death, no images. Whole or not at all; the bytes "
+        "never depend on --workers.",
+        epilog="example: python -m synthetic generate --site internal --patients 2000 --format nifti --out world/internal",
+    )
+    verb.add_argument(
+        "--icu", action="store_true", help="ICU stays instead of CT and visits; --knob turns the ICU law's knobs"
+    )
+    verb.add_argument("--patients", type=int, default=2000, metavar="N", help="subjects, or ICU stays (default 2000)")
+    verb.add_argument(
+        "--format", default="nifti", dest="image_format", metavar="F", help="of images: nifti (default), dicom"
+    )
+    verb.add_argument("--size", type=int, default=32, metavar="V", help="voxels a side: 32 (default), 48 or 64")
+    scans = "CTs a subject, 1 (default) to 3 in a year; the label stands at the last"
+    verb.add_argument("--scans", type=int, default=1, metavar="C", help=scans)
+    leak = "plant a fault that an audit is due to find; any other word lists them"
+    verb.add_argument("--leak", action="append", default=[], metavar="NAME", help=leak)
+    _add_site(verb)
+    _add_seed(verb)
+    verb.add_argument(
+        "--out", required=True, type=Path, metavar="X", help="folder to write; must not hold anything yet"
+    )
+    _add_workers(verb)
+    return verb
 
-    result = generate(
-        args.out,
-        patients=args.patients,
-        site=find_sites(args.preset, args.site or ["internal"], args.knob),
-        preset=args.preset,
-        seed=args.seed,
-        image_format=args.image_format,
-        workers=args.workers,
-        size=args.size,
-        scans=args.scans,
-        leak=args.leak,
+
+def _add_oracle(verbs: Any) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        "oracle",
+        help="print the AUC of the exact Bayes scores, inside and outside",
+        description="AUC of the exact scores on fresh subjects, over seeds: env_bayes knows the site, source_bayes the internal "
+        "site only, c_blind holds that the care pathway says nothing of the label, causal_z knows the causes; ceiling_<n> is "
+        "tuned ridge on the sufficient statistic from n labels. With --icu: what ICU stays are like, the exact observer's risk "
+        "of death, forecast errors, with 95 % intervals.",
     )
-    say(
-        f"{result['out']}: {result['patients']} patients, {result['positives']} with cancer, {result['ehr_rows']} record rows"
+    verb.add_argument("--icu", action="store_true", help="the ICU world instead")
+    verb.add_argument(
+        "--patients", type=int, metavar="N", help="subjects a site and seed (default 4000; --icu: 20000 stays)"
     )
+    verb.add_argument("--particles", type=int, default=256, metavar="P", help="a stay, with --icu (default 256)")
+    _add_seeds(verb)
+    _add_workers(verb)
+    return verb
+
+
+def _add_shift(verbs: Any) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        "shift",
+        help="print which arm wins under which shift, knob by knob, beside the oracles",
+        description="Level 0: closed-form arms (image, EHR, fusion weak and tuned, JEPA as CCA, PCA) by knob, fault of the "
+        "training data and structure of the world. Level 2: the exact ICU observer by knob, knowing the site and not.",
+    )
+    verb.add_argument("--level", type=int, choices=(0, 2), default=0, help="0: features (default); 2: ICU stays")
+    verb.add_argument(
+        "--patients", type=int, metavar="N", help="test subjects a site and seed (default 4000; level 2: stays)"
+    )
+    _add_seeds(verb)
+    _add_workers(verb)
+    return verb
+
+
+def _add_look(verbs: Any) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        "look",
+        help="draw a contact sheet: patches, repeated scans, event timelines, ICU stays",
+        description="Draw a contact sheet of the first subjects of a site, for a person to look at.",
+    )
+    verb.add_argument(
+        "--out", type=Path, default=Path("world.png"), metavar="X", help="png, pdf or svg (default world.png)"
+    )
+    _add_site(verb)
+    _add_seed(verb)
+    return verb
+
+
+def _add_site(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--site",
+        action="append",
+        metavar="NAME",
+        help="internal (default) or external (other label-pathway link and case mix); several for a cohort of several sites; "
+        "a new name needs a --knob",
+    )
+    verb.add_argument(
+        "--knob",
+        action="append",
+        default=[],
+        metavar="[SITE.]K=V",
+        help="turn a knob of every site, or of one: --knob spec=1.4 --knob east.rho=0",
+    )
+
+
+def _add_seed(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seed", type=int, default=0, metavar="S", help="the world and its subjects (default 0)")
+
+
+def _add_seeds(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--seeds", type=int, default=8, metavar="K", help="seeds 0 .. K-1 (default 8; ICU: one seed, 0)")
+
+
+def _add_workers(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--workers", type=int, default=1, metavar="W", help=f"processes (default 1; this machine: {os.cpu_count()})"
+    )
+
+
+def _generate(args: argparse.Namespace) -> dict[str, Any]:
+    from synthetic.presets import find_sites, turned
+
+    if args.icu:
+        from synthetic.icu import Icu
+        from synthetic.icu_source import generate as generate_stays
+
+        site = _only(find_sites(args.preset, args.site or ["internal"], []))
+        law = turned(Icu(), args.knob)
+        result = generate_stays(
+            args.out, patients=args.patients, site=site, law=law, seed=args.seed, workers=args.workers
+        )
+        say(f"{result['out']}: {result['patients']} stays, {result['deaths']} deaths, {result['ehr_rows']} record rows")
+    else:
+        from synthetic import generate
+
+        result = generate(
+            args.out,
+            patients=args.patients,
+            site=find_sites(args.preset, args.site or ["internal"], args.knob),
+            preset=args.preset,
+            seed=args.seed,
+            image_format=args.image_format,
+            workers=args.workers,
+            size=args.size,
+            scans=args.scans,
+            leak=args.leak,
+        )
+        rows = f"{result['positives']} with cancer, {result['ehr_rows']} record rows, {result['images']} images"
+        say(f"{result['out']}: {result['patients']} patients, {rows}")
     say(f"Next: mmjepa ingest {result['out']} --out COHORT")
     return result
 
 
+def _only(sites: list[Any]) -> Any:
+    if len(sites) > 1:
+        raise Refusal("SYNTHETIC_RANGE", "ICU stays are written one site at a time", "Name one --site")
+    return sites[0]
+
+
 def _oracle(args: argparse.Namespace) -> dict[str, Any]:
-    import numpy as np
+    if args.icu:
+        from synthetic.icu_oracle import icu_table
 
-    from synthetic import oracle, presets
+        stays = 20_000 if args.patients is None else args.patients
+        result = icu_table(stays, stays, args.particles, seed=0)
+        _print(args, _icu_lines(result))
+        return {"icu": True, "stays": stays, "particles": args.particles, "seed": 0} | result
+    from synthetic import oracle
 
-    if args.patients < 10 or args.seeds < 1:
-        raise Refusal("SYNTHETIC_RANGE", "the oracle needs --patients of at least 10 and --seeds of at least 1")
-    presets.find_preset(args.preset)
-    result: dict[str, Any] = {"preset": args.preset, "patients": args.patients, "seeds": args.seeds, "sites": {}}
-    for site in presets.SITES[args.preset]:
-        rows = [
-            oracle.table(args.preset, site, args.patients, seed) for seed in track(range(args.seeds), f"Site {site}")
-        ]
-        result["sites"][site] = {
-            name: {"mean": float(np.mean([r[name] for r in rows])), "sd": float(np.std([r[name] for r in rows]))}
-            for name in rows[0]
-        }
-    if not args.json:
-        print(f"{'AUC, mean (sd) over seeds':<26}" + "".join(f"{site:>16}" for site in result["sites"]))
-        for name in next(iter(result["sites"].values())):
-            cells = (f"{s[name]['mean']:.3f} ({s[name]['sd']:.3f})" for s in result["sites"].values())
-            print(f"{name:<26}" + "".join(f"{cell:>16}" for cell in cells))
+    result = oracle.run(args.preset, args.seeds, _patients(args, 4000), args.workers)
+    _print(args, _oracle_lines(result))
     return result
+
+
+def _shift(args: argparse.Namespace) -> dict[str, Any]:
+    if args.level == 2:
+        from synthetic.icu_oracle import icu_shift_table
+
+        stays = _patients(args, 4000)
+        result = icu_shift_table(stays, 256, seed=0)
+        _print(args, _icu_lines(result))
+        return {"level": 2, "stays": stays, "seed": 0, "knobs": result}
+    from synthetic import shift
+
+    result = shift.run(args.preset, args.seeds, _patients(args, 4000), args.workers)
+    _print(args, shift.lines(result))
+    return result
+
+
+def _look(args: argparse.Namespace) -> dict[str, Any]:
+    from synthetic import look, plan
+    from synthetic.presets import find_sites
+
+    sites = find_sites(args.preset, args.site or ["internal"], args.knob)
+    made = plan.checked(look.PATCHES, sites, args.preset, args.seed, "nifti", 1, 32, 3, [])
+    result = look.contact_sheet(args.out, made)
+    say(f"the contact sheet: {result['out']}")
+    return result
+
+
+def _patients(args: argparse.Namespace, default: int) -> int:
+    return default if args.patients is None else args.patients
+
+
+def _print(args: argparse.Namespace, lines: Iterator[str] | list[str]) -> None:
+    if not args.json:
+        print("\n".join(lines))
+
+
+def _oracle_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    sites = result["sites"]
+    yield f"{'AUC, mean (sd) over seeds':<26}" + "".join(f"{site:>16}" for site in sites)
+    for name in next(iter(sites.values())):
+        found = [site[name] for site in sites.values()]
+        cells = (f"{f['mean']:.3f}" + ("" if f["sd"] is None else f" ({f['sd']:.3f})") for f in found)
+        yield f"{name:<26}" + "".join(f"{cell:>16}" for cell in cells)
+
+
+def _icu_lines(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    for part, table in result.items():
+        yield part
+        for name, number in table.items():
+            if isinstance(number, Mapping):
+                yield f"  {name:<24}{number['value']:8.3f}  ({number['low']:.3f} to {number['high']:.3f})"
+            else:
+                yield f"  {name:<24}{number:8.3f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 2 refused, 130 interrupted."""
     args = _parser().parse_args(argv)
     try:
-        result = {"generate": _generate, "oracle": _oracle}[args.verb](args)
+        result = {"generate": _generate, "oracle": _oracle, "shift": _shift, "look": _look}[args.verb](args)
     except Refusal as refusal:
         say(str(refusal))
         return 2

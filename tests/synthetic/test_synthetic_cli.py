@@ -21,7 +21,7 @@ def test_json_is_the_only_line_on_standard_output(tmp_path, capsys):
     assert out.count("\n") == 1
     assert json.loads(out) | {"positives": 0, "ehr_rows": 0} == {
         **{"out": str(tmp_path / "w"), "preset": "li2025", "site": "internal", "seed": 0, "patients": 2, "images": 2},
-        **{"positives": 0, "ehr_rows": 0, "image_format": "nifti"},
+        **{"positives": 0, "ehr_rows": 0, "image_format": "nifti", "size": 32, "scans": 1, "leaks": []},
     }
 
 
@@ -35,6 +35,50 @@ def test_the_oracle_prints_both_sites(capsys):
     )
 
 
+def test_several_sites_and_knobs_reach_the_folder(tmp_path):
+    line = [
+        "generate",
+        "--patients",
+        "12",
+        "--site",
+        "internal",
+        "--site",
+        "east",
+        "--knob",
+        "east.rho=0",
+        "--knob",
+        "spec=1.2",
+        "--scans",
+        "2",
+        "--size",
+        "48",
+    ]
+    assert main([*line, "--out", str(tmp_path / "w")]) == 0
+    truth = json.loads((tmp_path / "w" / "truth" / "world.json").read_text())
+    assert [(s["name"], s["rho"], s["spec"]) for s in truth["sites"]] == [("internal", 0.8, 1.2), ("east", 0, 1.2)]
+    assert len(list((tmp_path / "w" / "images").glob("*.nii"))) == 24
+
+
+def test_icu_stays_and_a_sheet_are_made_from_the_command_line(tmp_path, capsys):
+    assert main(["generate", "--icu", "--patients", "20", "--knob", "gam=1", "--out", str(tmp_path / "i")]) == 2
+    line = [
+        "generate",
+        "--icu",
+        "--patients",
+        "20",
+        "--knob",
+        "policy_strength=0",
+        "--out",
+        str(tmp_path / "i"),
+        "--json",
+    ]
+    assert main(line) == 0
+    assert json.loads(capsys.readouterr().out)["patients"] == 20
+    assert json.loads((tmp_path / "i" / "truth" / "world.json").read_text())["policy_strength"] == 0
+    assert main(["look", "--out", str(tmp_path / "sheet.png"), "--site", "external"]) == 0
+    assert (tmp_path / "sheet.png").stat().st_size > 100_000
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -43,7 +87,18 @@ def test_the_oracle_prints_both_sites(capsys):
         ["generate", "--out", "x", "--site", "mars"],
         ["generate", "--out", "x", "--patients", "0"],
         ["oracle", "--seeds", "0"],
+        ["generate", "--out", "x", "--knob", "sepc=2"],
+        ["generate", "--out", "x", "--knob", "east.spec=2"],
+        ["generate", "--out", "x", "--leak", "all"],
+        ["generate", "--out", "x", "--size", "33"],
+        ["generate", "--out", "x", "--scans", "4"],
+        ["generate", "--out", "x", "--icu", "--knob", "spec=2"],
+        ["generate", "--out", "x", "--icu", "--site", "internal", "--site", "external"],
         ["oracle", "--preset", "none"],
+        ["oracle", "--icu", "--patients", "3"],
+        ["shift", "--patients", "0"],
+        ["shift", "--level", "1"],
+        ["look", "--out", "x.doc"],
         ["bake"],
         ["generate", "--out", "/dev/null/x", "--patients", "1"],
     ],
