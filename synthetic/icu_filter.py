@@ -9,20 +9,25 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mmjepa.refusal import Refusal
 from synthetic.draws import Array, by_row, generator
 from synthetic.icu import LABS, STATES, Icu, IcuWorld, Stays
 
 BLOCK = 32  # stays filtered at a time, for memory and cache; no byte depends on it
-FLOAT = np.float32
+FLOAT = np.float32  # rounding moves a risk a twentieth as far as another seed does
+GOLDEN = (5**0.5 - 1) / 2
 
 
 class ParticleFilter:
     """The optimal observer under ``law`` (right only where the law is the stays' own), up to Monte Carlo error.
 
-    particles: per stay. Their randomness is fixed by (seed, stay), whatever the batch.
+    particles: per stay, even. Their randomness is fixed by (seed, stay), whatever the batch. Raises
+    Refusal SYNTHETIC_RANGE.
     """
 
     def __init__(self, law: Icu, world: IcuWorld, particles: int, seed: int) -> None:
+        if particles < 2 or particles % 2:
+            raise Refusal("SYNTHETIC_RANGE", f"{particles} particles a stay", "Take an even number, 256 say")
         self.law, self.world, self.particles, self.seed = law, world, particles, seed
 
     def means(self, stays: Stays, last_h: int, know_onset: bool = False) -> Array:
@@ -84,24 +89,36 @@ class _Cloud:
 
     def __init__(self, owner: ParticleFilter, stays: Stays, last_h: int, known_on: Array | None = None) -> None:
         self.law, self.world, self.known_on = owner.law, owner.world, known_on
-        hours, size = last_h + 1, owner.particles
+        hours, shape = last_h + 1, (len(stays.index), owner.particles)
         draws = [generator(owner.seed, "icu/particles", int(stay)) for stay in stays.index]
-        normal = np.stack([d.standard_normal((hours + 1, STATES, size), dtype=FLOAT) for d in draws], axis=2)
-        self.normal, start = normal[1:], normal[0]
-        self.onset_u, self.treat_u = np.stack([d.random((2, hours, size), dtype=FLOAT) for d in draws], axis=2)
-        self.resample_u = np.stack([d.random(hours) for d in draws], axis=1)
-        self.state = start * FLOAT(self.law.start_sd)
-        self.on = np.zeros(self.state.shape[1:], dtype=bool)
+        half = (hours + 1, STATES, owner.particles // 2)
+        self.normal = np.stack([d.standard_normal(half, dtype=FLOAT) for d in draws], axis=2)
+        self.onset_u, self.treat_u, self.resample_u = np.stack([d.random((3, hours)) for d in draws], axis=2)
+        self.lattice = (np.arange(owner.particles) * GOLDEN % 1).astype(FLOAT)
+        self.state = np.zeros((STATES, *shape), dtype=FLOAT)
+        self._add_noise(-1, (self.law.start_sd,) * STATES)
+        self.on = np.zeros(shape, dtype=bool)
         self.hazard = self.law.onset_hazard()
+
+    def _add_noise(self, hour: int, sd: tuple[float, ...]) -> None:
+        """Neighbours, of one parent more often than not, take opposite noise: their mean is the sharper for it."""
+        noise = self.normal[hour + 1] * np.array(sd, FLOAT)[:, None, None]
+        self.state[..., ::2] += noise
+        self.state[..., 1::2] -= noise
+
+    def _spread(self, uniform: Array) -> Array:
+        """[m] -> [m, P] uniforms that fill (0, 1) evenly over any run of neighbours."""
+        u = uniform[:, None].astype(FLOAT) + self.lattice
+        return u - (u >= 1)
 
     def advance(self, hour: int, treated: Array) -> None:
         """Move to ``hour``; treated: [m, 1] or [m, P] in the hour before."""
         if self.known_on is None:
-            self.on = self.on | (self.onset_u[hour] < self.hazard[hour])
+            self.on = self.on | (self._spread(self.onset_u[hour]) < self.hazard[hour])
         else:
             self.on = np.repeat(self.known_on[:, hour, None], self.on.shape[1], axis=1)
         self.state = self.law.step(self.state, self.on, treated)
-        self.state += self.normal[hour] * np.array(self.law.noise, FLOAT)[:, None, None]
+        self._add_noise(hour, self.law.noise)
 
     def filtered(self, stays: Stays, last_h: int) -> Iterator[None]:
         """Take in the record of each hour 0 .. last_h, and stop after each."""
@@ -137,7 +154,7 @@ class _Cloud:
             stay_alive = np.exp(-law.death_rate(self.state))
             risk += alive * (1 - stay_alive)
             alive *= stay_alive * np.exp(-law.discharge_rate(self.state))
-            acting = self.treat_u[hour] * (1 + np.exp(-law.treat_logit(self.state))) < 1
+            acting = self._spread(self.treat_u[hour]) * (1 + np.exp(-law.treat_logit(self.state))) < 1
         return risk.mean(1, dtype=np.float64)
 
 

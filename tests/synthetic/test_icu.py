@@ -1,6 +1,7 @@
 """ICU stays follow their law, whatever the batch; arms are the same patients; the past does not know the future."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_death_answers_treatment_strength_monotonely():
         (simulate(replace(LAW, treatment_factor=factor), 4, 0, 3000).death_h != NONE).mean()
         for factor in (0, 0.5, 1, 2)
     ]
-    assert all(more > less + 0.01 for more, less in zip(deaths, deaths[1:], strict=False))
+    assert all(more > less + 0.01 for more, less in pairwise(deaths))
 
 
 def test_the_treated_die_more_though_treatment_saves():
