@@ -37,11 +37,12 @@ def ridge(x: Array, y: Array, penalties: Sequence[float], weight: Array | None =
     mean, target = share @ x, share @ y
     centred = x - mean
     sd = np.sqrt(share @ centred**2)
-    z = centred / np.where(sd > 0, sd, 1)
+    sd[sd <= 1e-10 * np.abs(mean)] = np.inf  # never varies; a constant's mean is rounded, and its sd not quite 0
+    z = centred / sd
     weighted = z * (n * share)[:, None]
     gram = weighted.T @ z
     systems = gram + n * np.array(penalties)[:, None, None] * np.eye(x.shape[1])
-    coefficients = np.linalg.solve(systems, (weighted.T @ (y - target))[:, None])[:, :, 0] / np.where(sd > 0, sd, 1)
+    coefficients = np.linalg.solve(systems, (weighted.T @ (y - target))[:, None])[:, :, 0] / sd
     return coefficients, target - coefficients @ mean
 
 
