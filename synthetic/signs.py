@@ -62,7 +62,7 @@ _AT_NODULE: dict[str, tuple[Part, ...]] = {
     "fat": (_ball(-90, (0.4, 0.4), (0, 0.3)),),
     "cavity": (_ball(-980, (0, 0.55), (0, 0.15)),),
     "halo": (Part(shape="ball", hu=-600, radius=(2, 1.2), over=True),),
-    "satellite_nodule": (Part(shape="ball", hu=20, radius=(2, 0), away=(6, 1), count=3, over=True),),
+    "satellite_nodule": (Part(shape="ball", hu=20, radius=(2.4, 0), away=(6, 1), count=3, over=True),),
     "air_bronchogram": (Part(shape="tube", hu=-900, radius=(0.8, 0.05), length=(0, 2), count=2),),
     "pleural_tag": (_added(0, "tube", 0.8, 14, (7, 0.8)),),
     "feeding_vessel": (_added(40, "tube", 1.6, 24, (12, 0.8)),),
@@ -71,10 +71,10 @@ _AT_NODULE: dict[str, tuple[Part, ...]] = {
 }
 _AT_WALL: dict[str, tuple[Part, ...]] = {
     "pleural_effusion": (_BEYOND,),
-    "pleural_plaque": (_BEYOND, _added(500, "tube", 8, 2.5)),
+    "pleural_plaque": (_BEYOND, _added(700, "tube", 8, 2.5)),
 }
 _AT_CORNER: dict[str, tuple[Part, ...]] = {
-    "surgical_clip": (_added(3000, "tube", 0.8, 6),),
+    "surgical_clip": (_added(8000, "tube", 0.8, 6),),
     "cyst": _hole(4, -400),
     "bronchiectasis": (
         _added(-50, "tube", 3.2, 18),
@@ -90,7 +90,7 @@ _AT_CORNER: dict[str, tuple[Part, ...]] = {
     "honeycombing": _hole(2, -200, 6, _MOST),
     "bulla": _hole(8, -550),
     "lymph_node": (_added(50, "ball", 3.8), _ball(-70, (1.3, 0), (1.5, 0))),
-    "wire": (_added(2800, "tube", 0.7, _ENDLESS_MM),),
+    "wire": (_added(8000, "tube", 0.7, _ENDLESS_MM),),
 }
 _PARTS = _AT_NODULE | _AT_WALL | _AT_CORNER
 NAMES = tuple(_PARTS)  # in the order of ``synthetic.concepts.IN_IMAGE``
