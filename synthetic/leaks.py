@@ -85,10 +85,7 @@ SWITCHES = {
 
 _SHARE, _DIED_SHARE = 0.1, 0.5
 _OTHER_SIDE = {"train": "held_out", "tuning": "train", "held_out": "train"}
-_LATER_NUMBERS, _TWIN_NUMBERS = (
-    2_000_000,
-    5_000_000,
-)  # added to subject ids, which lie within a million of their site's first
+_LATER_NUMBERS, _TWIN_NUMBERS = 2_000_000, 5_000_000  # added to subject ids, a site's being a million at most
 _VISITS_A_SUBJECT, _PREFIXES = 1000, 3
 _YEAR, _SHORT_RECORD, _HALF_YEAR = 365 * DAY, 730 * DAY, 182 * DAY
 
@@ -121,8 +118,7 @@ def of_vocabulary(names: Sequence[str], vocabulary: Vocabulary) -> Vocabulary:
     if not added:
         return vocabulary
     longer = copy.copy(vocabulary)
-    longer.codes = [*vocabulary.codes, *added]
-    longer.descriptions = [*vocabulary.descriptions, *added.values()]
+    longer.codes, longer.descriptions = [*vocabulary.codes, *added], [*vocabulary.descriptions, *added.values()]
     longer.at = {code: i for i, code in enumerate(longer.codes)}
     return longer
 
@@ -217,20 +213,21 @@ def _after_death(rows: Rows, vocabulary: Vocabulary, seed: int, subject: int) ->
 def of_shard(
     names: Sequence[str], splits: pd.DataFrame, records: pa.Table, seed: int, first: int
 ) -> tuple[pd.DataFrame, pa.Table]:
-    """Splits (subject_id, split) and records of a shard, whose first subject is ``first``, with the leaks that concern who
-    stands where.
-    """
-    again = []
+    """Splits (subject_id, split) and records of a shard, which begins at subject ``first``, with the leaks that concern both."""
+    persons = splits
     if "near_duplicates" in names:
-        twins = _twins(splits["subject_id"], seed, first)
+        twins = _twins(persons["subject_id"], seed, first)
         records = pa.concat_tables([records, _copies(records, twins)])
-        of_twin = splits["subject_id"].isin(twins.index)
-        again.append(splits[of_twin].assign(subject_id=splits["subject_id"] + _TWIN_NUMBERS))
+        mine = persons[persons["subject_id"].isin(twins.index)]
+        splits = _with_other_side(splits, mine.assign(subject_id=mine["subject_id"] + _TWIN_NUMBERS))
     if "subject_in_two_splits" in names:
-        hit = uniforms(seed, "leak/subject_in_two_splits", first, len(splits), 1)[:, 0] < _SHARE
-        again.append(splits[hit])
-    more = [part.assign(split=part["split"].map(_OTHER_SIDE)) for part in again]
-    return pd.concat([splits, *more], ignore_index=True), records
+        hit = uniforms(seed, "leak/subject_in_two_splits", first, len(persons), 1)[:, 0] < _SHARE
+        splits = _with_other_side(splits, persons[hit])
+    return splits, records
+
+
+def _with_other_side(splits: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([splits, again.assign(split=again["split"].map(_OTHER_SIDE))], ignore_index=True)
 
 
 def _twins(subject_id: pd.Series, seed: int, first: int) -> pd.Series:
@@ -257,9 +254,7 @@ def _copies(records: pa.Table, twins: pd.Series) -> pa.Table:
 
 
 def of_labels(names: Sequence[str], labels: pd.DataFrame, records: pa.Table, seed: int, first: int) -> pd.DataFrame:
-    """Labels (subject_id, second, boolean_value) of a shard, whose first subject is ``first``, with the leaks that concern
-    them. records: as ``of_shard`` returns them.
-    """
+    """Labels (subject_id, second, boolean_value) of a shard with the leaks that concern them. records: of ``of_shard``."""
     if "near_duplicates" in names:
         twins = _twins(labels["subject_id"], seed, first)
         theirs = labels[labels["subject_id"].isin(twins.index)]
