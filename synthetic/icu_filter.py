@@ -13,8 +13,8 @@ from mmjepa.refusal import Refusal
 from synthetic.draws import Array, by_row, generator
 from synthetic.icu import LABS, STATES, Icu, IcuWorld, Stays
 
-BLOCK = 32  # stays filtered at a time, for memory and cache; no byte depends on it
-FLOAT = np.float32  # rounding moves a risk a twentieth as far as another seed does
+BLOCK = 8192  # particles moved at a time, for memory and cache; no byte depends on it
+FLOAT = np.float32  # rounding moves a risk a tenth as far as another seed does
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -36,7 +36,7 @@ class ParticleFilter:
         Void from the hour in which a stay ends.
         """
         means = []
-        for part in _blocks(stays):
+        for part in self._blocks(stays):
             cloud = _Cloud(self, part, last_h, part.on() if know_onset else None)
             means.append(np.stack([cloud.state.mean(-1) for _ in cloud.filtered(part, last_h)]))
         return np.concatenate(means, axis=2).transpose(2, 0, 1).astype(np.float64)
@@ -50,7 +50,7 @@ class ParticleFilter:
         return np.concatenate(
             [
                 self._placed(part, seen_h, last_h, know_state).risk(seen_h, last_h, part.treated[:, seen_h])
-                for part in _blocks(stays)
+                for part in self._blocks(stays)
             ]
         )
 
@@ -60,7 +60,7 @@ class ParticleFilter:
         What is known as in ``risk``. The median has the least absolute error.
         """
         forecasts = []
-        for part in _blocks(stays):
+        for part in self._blocks(stays):
             cloud, medians = self._placed(part, seen_h, max(hours), know_state), {}
             for hour in range(seen_h + 1, max(hours) + 1):
                 cloud.advance(hour, part.treated[:, hour - 1, None])
@@ -68,6 +68,11 @@ class ParticleFilter:
                     medians[hour] = np.median(cloud.state, axis=-1)
             forecasts.append(np.stack([medians[hour] for hour in hours]))
         return np.concatenate(forecasts, axis=2).transpose(2, 0, 1).astype(np.float64)
+
+    def _blocks(self, stays: Stays) -> Iterator[Stays]:
+        """The stays, some at a time."""
+        size = max(1, BLOCK // self.particles)
+        return (stays.take(slice(first, first + size)) for first in range(0, len(stays.index), size))
 
     def _placed(self, stays: Stays, seen_h: int, last_h: int, know_state: bool) -> "_Cloud":
         """Particles at the end of hour ``seen_h``, with randomness up to ``last_h``."""
@@ -156,10 +161,6 @@ class _Cloud:
             alive *= stay_alive * np.exp(-law.discharge_rate(self.state))
             acting = self._spread(self.treat_u[hour]) * (1 + np.exp(-law.treat_logit(self.state))) < 1
         return risk.mean(1, dtype=np.float64)
-
-
-def _blocks(stays: Stays) -> Iterator[Stays]:
-    return (stays.take(slice(first, first + BLOCK)) for first in range(0, len(stays.index), BLOCK))
 
 
 def sufficient(law: Icu, world: IcuWorld, labs: Array) -> tuple[Array, Array, Array]:

@@ -65,10 +65,10 @@ def auc(y: Array, score: Array) -> Number:
 def slope(y: Array, risk: Array) -> Number:
     """Calibration slope: of the logistic regression of y on the log-odds of ``risk``; 1 = calibrated."""
     x = np.stack([np.ones(len(risk)), logit(np.clip(risk, 1e-7, 1 - 1e-7))], axis=1)
-    beta = np.array([0.0, 1.0])
+    beta = np.array([logit(y.mean()), 0.0])
     for _ in range(25):
         p = expit(x @ beta)
-        information = (x * (p * (1 - p))[:, None]).T @ x
+        information = (x * (p * (1 - p))[:, None]).T @ x + 1e-9 * np.eye(2)  # few cases may be told apart perfectly
         beta += np.linalg.solve(information, x.T @ (y - p))
     return _number(beta[1], np.sqrt(np.linalg.inv(information)[1, 1]))
 
@@ -171,8 +171,8 @@ def risk_table(stays: Stays, law: Icu, particles: int, seed: int, know_state: bo
 
 
 def _check(stays: int, particles: int, law: Icu) -> None:
-    if stays < 200 or particles < 2 or law.hours < 48:
-        raise Refusal("SYNTHETIC_RANGE", "ICU tables need 200 stays, 2 particles and 48 hours at least")
+    if stays < 500 or particles < 2 or law.hours < 48:
+        raise Refusal("SYNTHETIC_RANGE", "ICU tables need 500 stays, 2 particles and 48 hours at least")
 
 
 def icu_table(stays: int, particle_stays: int, particles: int, seed: int, law: Icu | None = None) -> dict[str, dict]:
