@@ -22,12 +22,9 @@ _HALVED_MM = 40.0  # a vessel's radius halves along this way
 _CORE = np.float32(0.6)  # radius of a nodule's core over its own
 _EDGES = 2.1  # mm beyond a tube's wall that its soft edge reaches
 _CORE_MM = 14.0  # vessels of the smallest patch pass within about this distance of its centre
-_NEUTRAL = Site(name="", offset=0, rho=0.0)
 
 
-def parameters(
-    t: Array, names: list[str], protocol: Array, site: Site = _NEUTRAL, concepts: Array | None = None
-) -> pd.DataFrame:
+def parameters(t: Array, names: list[str], protocol: Array, site: Site, concepts: Array) -> pd.DataFrame:
     """Physical quantities of n patches, one row each; ``signs`` holds the names of a subject's signs.
 
     t: [n, q] image readout whose coordinates are ``names``. protocol: [n, 3] uniforms of each subject's scan protocol, from
@@ -37,7 +34,6 @@ def parameters(
     at = {name: t[:, j] for j, name in enumerate(names)}
     pathway = expit(1.5 * at["c1"])
     noise = np.exp(0.15 * at["b2"] - 0.15 * at["c1"])
-    seen = np.zeros((len(t), len(signs.NAMES)), bool) if concepts is None else concepts
     return pd.DataFrame(
         {
             "diameter_mm": np.clip(np.exp(np.log(9) + 0.35 * at["u_image2"]), 4, 22),
@@ -62,7 +58,7 @@ def parameters(
             "hu_bias": site.hu_bias,
             "cup_hu": site.cup_hu,
             "voxel_mm": site.voxel_mm,
-            "signs": [tuple(name for name, has in zip(signs.NAMES, row, strict=True) if has) for row in seen],
+            "signs": [tuple(name for name, has in zip(signs.NAMES, row, strict=True) if has) for row in concepts],
         }
     )
 
