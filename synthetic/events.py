@@ -146,6 +146,15 @@ def _within(start: Array, stop: Array, visit: Array, draw: np.random.Generator) 
     return start[visit] + np.floor(draw.random(len(visit)) * (stop - start + 1)[visit]).astype(np.int64)
 
 
+def _outside(start: Array, stop: Array, time: Array) -> Array:
+    """Moments ``time`` of late coding: one that falls into a visit waits until an hour after it.
+
+    A diagnosis read during a visit looks as if it told of that visit before its end, which is a leak and is not meant here.
+    """
+    at = np.maximum(np.searchsorted(start, time, side="right") - 1, 0)
+    return np.where((start[at] <= time) & (time <= stop[at]), stop[at] + HOUR, time)
+
+
 def _codes(
     t: Array, concepts: Array, vocabulary: Vocabulary, start: Array, stop: Array, seed: int, subject: int
 ) -> Rows:
@@ -159,7 +168,7 @@ def _codes(
     code = vocabulary.write(j, time, coin)
     available = np.where(c.at_discharge[j], stop[visit], time)
     if vocabulary.delay_days:
-        late = stop[visit] + vocabulary.delay_days * DAY
+        late = _outside(start, stop, stop[visit] + vocabulary.delay_days * DAY)
         time, available = (np.where(c.at_discharge[j], late, column) for column in (time, available))
     return Rows.of(time, code, np.nan, available, visit)
 

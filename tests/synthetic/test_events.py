@@ -106,6 +106,7 @@ def test_visits_are_poisson_uniform_over_five_years_and_up_to_six_days_long():
         [INDEX_S[i % N] * events.SECOND_US - times(r, "HOSPITAL_ADMISSION//VISIT") for i, r in enumerate(every)]
     )
     long = np.concatenate([times(r, "HOSPITAL_DISCHARGE//HOME") - times(r, "HOSPITAL_ADMISSION//VISIT") for r in every])
+    assert 7 <= ahead.min() / US_DAY < 8
     assert np.histogram(ahead / US_DAY, 5, (0, 5 * 365.25))[0] == pytest.approx(len(ahead) / 5, rel=0.1)
     assert np.histogram(long / US_DAY, 6, (0, 6))[0] == pytest.approx(len(long) / 6, rel=0.1)
 
@@ -271,7 +272,7 @@ def test_another_unit_scales_a_lab_and_renames_it_and_touches_nothing_else():
 
 @pytest.mark.parametrize("delay", [14, 200])
 def test_a_coding_delay_moves_diagnoses_past_their_discharge_some_past_the_index_and_nothing_else(delay):
-    v, late = at_site(coding_delay_days=delay), 0
+    v, late, met = at_site(coding_delay_days=delay), 0, 0
     for i in range(60):
         plain, rows = history(i), history(i, vocabulary=v)
         was, now = family(plain) == "DIAGNOSIS", family(rows, v) == "DIAGNOSIS"
@@ -280,11 +281,17 @@ def test_a_coding_delay_moves_diagnoses_past_their_discharge_some_past_the_index
         assert sorted(zip(plain.code[was], plain.visit[was], strict=True)) == sorted(
             zip(rows.code[now], rows.visit[now], strict=True)
         )
-        due = times(rows, "HOSPITAL_DISCHARGE//HOME")[rows.visit[now]] + delay * US_DAY
-        assert (rows.time[now] == due).all()
-        assert (rows.available[now] == due).all()
+        starts, stops = times(rows, "HOSPITAL_ADMISSION//VISIT"), times(rows, "HOSPITAL_DISCHARGE//HOME")
+        due, time = stops[rows.visit[now]] + delay * US_DAY, rows.time[now]
+        waits = ((starts <= due[:, None]) & (due[:, None] <= stops)).any(1)
+        assert (time[~waits] == due[~waits]).all()
+        assert ((time[waits] > due[waits]) & (time[waits] <= due[waits] + 6 * US_DAY + US_DAY / 24)).all()
+        assert not ((starts <= time[:, None]) & (time[:, None] <= stops)).any()
+        assert (rows.available[now] == time).all()
+        met += waits.sum()
         late += (rows.time > INDEX_S[i] * events.SECOND_US).sum()
     assert late > 0
+    assert met > 0
 
 
 def test_records_are_the_same_bytes_again_and_differ_between_subjects_and_seeds():
