@@ -54,10 +54,13 @@ class ParticleFilter:
             ]
         )
 
-    def forecast(self, stays: Stays, seen_h: int, hours: Sequence[int], know_state: bool = False) -> Array:
+    def forecast(
+        self, stays: Stays, seen_h: int, hours: Sequence[int], know_state: bool = False, read_treatment: bool = False
+    ) -> Array:
         """[n, len(hours), 3] median state in later ``hours`` under the treatment that was given; onset may yet come.
 
-        What is known as in ``risk``. The median has the least absolute error.
+        What is known as in ``risk``. The median has the least absolute error. Later treatment is taken as imposed;
+        with ``read_treatment`` as chosen by the policy: it tells of the state in its hour, and of onset.
         """
         forecasts = []
         for part in self._blocks(stays):
@@ -66,6 +69,8 @@ class ParticleFilter:
                 cloud.advance(hour, part.treated[:, hour - 1, None])
                 if hour in hours:
                     medians[hour] = np.median(cloud.state, axis=-1)
+                if read_treatment:
+                    cloud.resample(hour, _treatment_evidence(self.law, cloud.state, part.treated[:, hour, None]))
             forecasts.append(np.stack([medians[hour] for hour in hours]))
         return np.concatenate(forecasts, axis=2).transpose(2, 0, 1).astype(np.float64)
 
@@ -133,11 +138,12 @@ class _Cloud:
             self.advance(hour, before)
             before = stays.treated[:, hour, None]
             evidence = _lab_evidence(self.state, quadratic[:, hour], linear[:, hour])
-            evidence += _chance_evidence(self.law, self.state, drawn[:, hour, None], before)
-            self._resample(hour, evidence)
+            evidence += _treatment_evidence(self.law, self.state, before)
+            evidence += _stay_evidence(self.law, self.state, drawn[:, hour, None])
+            self.resample(hour, evidence)
             yield
 
-    def _resample(self, hour: int, log_weight: Array) -> None:
+    def resample(self, hour: int, log_weight: Array) -> None:
         """Systematic resampling of every stay's particles."""
         m, particles = self.on.shape
         weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
@@ -190,12 +196,16 @@ def _lab_evidence(state: Array, quadratic: Array, linear: Array) -> Array:
     )
 
 
-def _chance_evidence(law: Icu, state: Array, drawn: Array, treated: Array) -> Array:
-    """[m, P] log likelihood of how many labs were drawn, of the treatment, and of staying in the unit; [m, 1] each."""
-    measured, treat = law.measured_logit(state), law.treat_logit(state)
-    sign = np.where(treated, -1, 1).astype(FLOAT)
-    chances = drawn.astype(FLOAT) * measured - LABS * np.log(1 + np.exp(measured)) - np.log(1 + np.exp(sign * treat))
-    return chances - law.death_rate(state) - law.discharge_rate(state)
+def _treatment_evidence(law: Icu, state: Array, treated: Array) -> Array:
+    """[m, P] log likelihood of the treatment of an hour, [m, 1]."""
+    return -np.log(1 + np.exp(np.where(treated, -1, 1).astype(FLOAT) * law.treat_logit(state)))
+
+
+def _stay_evidence(law: Icu, state: Array, drawn: Array) -> Array:
+    """[m, P] log likelihood of how many labs were drawn, [m, 1], and of staying in the unit."""
+    measured = law.measured_logit(state)
+    chance = drawn.astype(FLOAT) * measured - LABS * np.log(1 + np.exp(measured))
+    return chance - law.death_rate(state) - law.discharge_rate(state)
 
 
 def kalman(stays: Stays, last_h: int) -> tuple[Array, Array]:

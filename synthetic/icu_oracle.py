@@ -131,7 +131,8 @@ def forecast_table(stays: Stays, particles: int, seed: int) -> dict[str, Number]
     """Mean absolute error, summed over the three states, 1 to 35 hours after hour 12, of those in the unit after it.
 
     Keys <who>_<hours>h. known: state, treatment and onset; onset_unknown: state and treatment; record: the record up
-    to hour 12 and the later treatment; copy: the state of hour 12 stays; climatology: the median of all stays.
+    to hour 12 and the later treatment, as if imposed; record_and_choices: and what its choice tells, which bounds a model
+    that is shown the treatment on record; copy: the state of hour 12 stays; climatology: the median of all stays.
     """
     there = stays.take(stays.end_h > FORECAST_FROM_H)
     hours = tuple(FORECAST_FROM_H + h for h in FORECAST_H)
@@ -141,6 +142,7 @@ def forecast_table(stays: Stays, particles: int, seed: int) -> dict[str, Number]
         "known": known_course(there, FORECAST_FROM_H, hours),
         "onset_unknown": observer.forecast(there, FORECAST_FROM_H, hours, know_state=True),
         "record": observer.forecast(there, FORECAST_FROM_H, hours),
+        "record_and_choices": observer.forecast(there, FORECAST_FROM_H, hours, read_treatment=True),
         "copy": there.states[:, [FORECAST_FROM_H]],
         "climatology": np.median(truth, axis=0),
     }

@@ -75,13 +75,14 @@ def test_a_stay_ends_once_and_nothing_is_measured_after(stays):
     assert (stays.inside().sum(1)[~ended] == LAW.hours).all()
 
 
-def test_ends_come_at_the_hazards_of_those_still_there():
-    stays = simulate(LAW, 2, 0, 6000)
-    for rate, ends in ((LAW.death_rate, stays.death_h), (LAW.discharge_rate, stays.discharge_h)):
+@pytest.mark.parametrize("law", [LAW, replace(LAW, death_bias=-1.0, discharge_bias=-1.0)])  # the second has many ties
+def test_ends_come_at_the_hazards_of_those_still_there(law):
+    stays = simulate(law, 2, 0, 6000)
+    for rate, ends in ((law.death_rate, stays.death_h), (law.discharge_rate, stays.discharge_h)):
         hazard = -np.expm1(-rate(np.moveaxis(stays.states, -1, 0)))
         exposed = stays.inside()
-        if rate == LAW.discharge_rate:  # who dies in an hour cannot leave in it
-            exposed = exposed & (np.arange(LAW.hours) != stays.death_h[:, None])
+        if rate == law.discharge_rate:  # who dies in an hour cannot leave in it
+            exposed = exposed & (np.arange(law.hours) != stays.death_h[:, None])
         expected, found = hazard[exposed].sum(), (ends != NONE).sum()
         assert abs(found - expected) < 3 * np.sqrt(expected)
 

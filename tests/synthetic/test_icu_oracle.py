@@ -83,6 +83,8 @@ def test_no_forecast_beats_the_floor_and_knowledge_helps():
         assert found[f"known_{h}h"] <= found[f"onset_unknown_{h}h"] < found[f"record_{h}h"]
         assert found[f"onset_unknown_{h}h"] <= found[f"copy_{h}h"]
         assert found[f"record_{h}h"] < found[f"climatology_{h}h"]
+    for h in (12, 24, 35):  # treatment on record tells of onset
+        assert found[f"record_and_choices_{h}h"] < found[f"record_{h}h"] - 0.02
 
 
 def test_the_floor_is_the_spread_of_what_the_law_simulates():
