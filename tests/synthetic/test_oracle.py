@@ -36,8 +36,8 @@ CEILINGS = {
 }
 # a world small enough to integrate by brute force, where every block matters
 TINY = Preset(
-    d_image=7, d_ehr=7, k_b=1, k_n_image=1, k_n_ehr=1, a_b=0.2, a_n=0.2, w_u_ehr=0.5, w_b=0.4,
-    **{f"a_{block}_{m}": 0.2 for block in "suc" for m in ("image", "ehr")},
+    d_image=7, d_ehr=7, k_b=1, k_n_image=1, k_n_ehr=1, a_b=0.15, a_n=0.05, w_u_ehr=0.8, w_b=0.4,
+    **{f"a_{block}_{m}": a for block, a in (("s", 0.25), ("u", 0.15), ("c", 0.25)) for m in ("image", "ehr")},
 )  # fmt: skip
 HOME = Site(name="home", rho=0.7, offset=0)
 KNOBS = {
