@@ -119,10 +119,15 @@ def catalogue(seed: int, names: list[str]) -> Catalogue:
 
 
 def _pathway_loading(of_pathway: Array) -> Array:
-    """[12, q]: each code follows one of the pathway's coordinates, two up for every one down."""
+    """[12, q]: each code follows one of the pathway's coordinates, half of them up and half down, common ones and rare ones alike.
+
+    Were it not so, the mere size of a record would tell of the pathway.
+    """
     loading = np.zeros((N_PATHWAY, len(of_pathway)))
     row = np.arange(N_PATHWAY)
-    loading[row, np.resize(np.flatnonzero(of_pathway), N_PATHWAY)] = PATHWAY_LOADING * np.where(row % 3 < 2, 1, -1)
+    loading[row, np.resize(np.flatnonzero(of_pathway), N_PATHWAY)] = PATHWAY_LOADING * np.where(
+        np.isin(row % 4, [0, 3]), 1, -1
+    )
     return loading
 
 

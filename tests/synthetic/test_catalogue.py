@@ -36,6 +36,7 @@ def test_the_care_pathway_moves_its_12_codes_and_nothing_else_and_they_follow_it
     of_pathway = np.array([name.startswith("c") for name in names])
     assert [code.startswith(("REFERRAL", "PROTOCOL")) for code in c.codes] == [i < 12 for i in range(N_CODES)]
     assert (np.abs(c.loading[:N_PATHWAY]).sum(1) == 1.5).all()
+    assert c.loading[:N_PATHWAY].sum() == c.loading[:4].sum() == 0
     assert (c.loading[:N_PATHWAY, ~of_pathway] == 0).all()
     assert (c.loading[N_PATHWAY:, of_pathway] == 0).all()
     assert (c.lab_loading[:, of_pathway] == 0).all()
@@ -44,6 +45,7 @@ def test_the_care_pathway_moves_its_12_codes_and_nothing_else_and_they_follow_it
 def test_two_coordinates_of_a_pathway_share_its_codes():
     c = catalogue(0, ["s1", "s2", "c1", "c2"])
     assert ((c.loading[:N_PATHWAY, 2:] != 0).sum(0) == 6).all()
+    assert (c.loading[:N_PATHWAY].sum(0) == 0).all()
 
 
 def test_every_other_coordinate_is_seen_by_many_codes_and_by_a_lab_of_its_own(world):
