@@ -18,7 +18,7 @@ Policy = Literal["observed", "never", "always"]
 POLICIES = ("observed", "never", "always")
 STATES, LABS = 3, 12
 NONE = -1  # hour of an event that did not come
-BLOCK = 1000  # stays simulated at a time, for the processor's cache; no byte depends on it
+BLOCK = 1000  # stays simulated at a time, for the cache; no byte depends on it
 
 
 @dataclass(frozen=True, kw_only=True)

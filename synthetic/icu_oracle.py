@@ -77,8 +77,8 @@ def world_table(law: Icu, stays: int, seed: int) -> dict[str, Number]:
     """Rates, course, confounding and counterfactuals of the first ``stays`` stays.
 
     moved_ratio: distance of the state of hour 36 from that of hour 0, deteriorating over stable. naive_*: treated less
-    untreated of hour 20 among those in the unit after hour 26: change of the summed state by hour 26, death later. death_<arm>_from_<hour> and
-    effect_<arm>_from_<hour>: death rate, and distance from the observed arm's state at the end.
+    untreated of hour 20 among those in the unit after hour 26: change of the summed state by hour 26, death later.
+    death_<arm>_from_<hour>, effect_<arm>_from_<hour>: death rate, distance from the observed arm's state at the end.
     """
     found = simulate(law, seed, 0, stays)
     inside, sick, died = found.inside(), found.deteriorating, found.death_h != NONE
