@@ -1,7 +1,7 @@
 """Hourly ICU stays with known state, onset and treatment effect, and their counterfactual arms.
 
-Hour t of a stay, t = 0 .. hours - 1: the state moves, labs are drawn (more often in the sick), treatment is decided on the
-state (so it is confounded) and acts in the next hour, then the patient may die, else may leave. The state of a patient
+Hour t of a stay, t = 0 .. hours - 1: the state moves, labs are drawn (more often in the sick), treatment is decided on
+the state (so it is confounded) and acts in the next hour, then the patient may die, else may leave. The state of a patient
 who left goes on in the truth, unseen.
 """
 
@@ -102,7 +102,7 @@ def weighted(state: Array, weight: tuple[float, ...]) -> Array:
 
 @dataclass(frozen=True)
 class IcuWorld:
-    """Constants of one seed. loading [12, 3] of the labs on the state; shift [12], standard normal, of a site's labs."""
+    """Constants of one seed. loading [12, 3]: labs on the state; shift [12]: standard normal, of a site's labs."""
 
     loading: Array
     shift: Array
@@ -124,8 +124,8 @@ class IcuWorld:
 class Stays:
     """n simulated stays, row i being stay ``index[i]``.
 
-    states [n, T, 3] and treated [n, T] bool: the truth, past the end of a stay as well. labs [n, T, 12] float32, NaN where
-    not drawn and after the end. death_h, discharge_h [n]: the hour of the event, NONE without. onset_h [n]: hour from
+    states [n, T, 3] and treated [n, T] bool: the truth, past the end of a stay as well. labs [n, T, 12] float32, NaN
+    where not drawn and after the end. death_h, discharge_h [n]: the hour of the event, NONE without. onset_h [n]: hour from
     which the drift acts (real-valued), infinite in the stable.
     """
 
@@ -165,7 +165,7 @@ class Stays:
 
 
 def simulate(law: Icu, seed: int, first: int, count: int, policy: Policy = "observed", switch_h: int = 0) -> Stays:
-    """Stays first .. first + count - 1. From hour ``switch_h`` on treatment follows ``policy``, before it the law's own.
+    """Stays first .. first + count - 1. From hour ``switch_h`` on treatment follows ``policy``, before it the law.
 
     (seed, stay) fixes state noise, lab noise, and the uniforms of measurement, treatment, death and discharge, whatever
     the law, the policy and the batch: arms are the same patients. Raises Refusal SYNTHETIC_UNKNOWN, SYNTHETIC_RANGE.

@@ -209,8 +209,8 @@ def _stay_evidence(law: Icu, state: Array, drawn: Array) -> Array:
 
 
 def kalman(stays: Stays, last_h: int) -> tuple[Array, Array]:
-    """Mean [n, last_h + 1, 3] and covariance [n, last_h + 1, 3, 3] of the state given labs up to each hour, the treatments
-    and the onset: exact where treatment, measurement and ends do not depend on the state.
+    """Mean [n, last_h + 1, 3] and covariance [n, last_h + 1, 3, 3] of the state given labs up to each hour, the
+    treatments and the onset: exact where treatment, measurement and ends do not depend on the state.
     """
     law, n = stays.law, len(stays.index)
     quadratic, linear, _ = sufficient(law, stays.world, stays.labs[:, : last_h + 1])

@@ -131,8 +131,8 @@ def forecast_table(stays: Stays, particles: int, seed: int) -> dict[str, Number]
     """Mean absolute error, summed over the three states, 1 to 35 hours after hour 12, of those in the unit after it.
 
     Keys <who>_<hours>h. known: state, treatment and onset; onset_unknown: state and treatment; record: the record up
-    to hour 12 and the later treatment, as if imposed; record_and_choices: and what its choice tells, which bounds a model
-    that is shown the treatment on record; copy: the state of hour 12 stays; climatology: the median of all stays.
+    to hour 12 and the later treatment, as if imposed; record_and_choices: and what its choice tells, which bounds a
+    model that is shown the treatment on record; copy: the state of hour 12 stays; climatology: the median of all stays.
     """
     there = stays.take(stays.end_h > FORECAST_FROM_H)
     hours = tuple(FORECAST_FROM_H + h for h in FORECAST_H)
@@ -160,8 +160,8 @@ def _deaths(stays: Stays, seen_h: int, last_h: int) -> tuple[Stays, Array]:
 
 
 def risk_table(stays: Stays, law: Icu, particles: int, seed: int, know_state: bool = False) -> dict[str, Number]:
-    """The observer's risk of death against the deaths: keys <what>_<first hour>_<last hour>, for what in prevalence, risk,
-    auc, slope. The observer believes in ``law``. know_state: one who also knows state, onset so far and treatment.
+    """The observer's risk of death against the deaths: keys <what>_<first hour>_<last hour>, what being prevalence,
+    risk, auc, slope. The observer believes in ``law``. know_state: one who also knows state, onset so far and treatment.
     """
     observer, table = ParticleFilter(law, stays.world, particles, seed), {}
     for seen_h, last_h in DEATHS:

@@ -42,8 +42,8 @@ class IcuVocabulary:
 def records(stays: Stays, row: int, vocabulary: IcuVocabulary, start_s: int, seed: int) -> Rows:
     """All rows of stay ``row``, admitted to the ICU in the hour of second ``start_s``, at its full hour.
 
-    Age and sex, the hours in hospital around the stay and the minutes of labs are noise, fixed by (seed, stay). A stay that
-    outlasts the law's hours is closed at their end. Stays shorter than 6 h are left out by the default rules of a cohort.
+    Age and sex, the hours in hospital around the stay and the minutes of labs are noise, fixed by (seed, stay). A stay
+    that outlasts the law's hours is closed at their end. The default rules of a cohort leave out stays under 6 h.
     """
     at, start_s = vocabulary.at, start_s // HOUR * HOUR
     draw = generator(seed, "icu/record", int(stays.index[row]))
@@ -79,7 +79,7 @@ def records(stays: Stays, row: int, vocabulary: IcuVocabulary, start_s: int, see
 def _course(
     stays: Stays, row: int, vocabulary: IcuVocabulary, start_s: int, draw: np.random.Generator
 ) -> Iterator[Rows]:
-    """Labs and treatments while in the unit. Every lab of every hour has its own minutes, whether it is drawn or not."""
+    """Labs and treatments while in the unit. Every lab of every hour has its own minutes, drawn or not."""
     hours = stays.law.hours
     drawn_s = np.floor(draw.random((hours, LABS)) * 20 * 60).astype(np.int64)
     delay_s = 300 + np.floor(draw.random((hours, LABS)) * 30 * 60).astype(np.int64)

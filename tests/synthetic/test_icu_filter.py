@@ -1,4 +1,4 @@
-"""The particle filter is the exact posterior: Kalman where that is exact, brute force where nothing is; the same in any batch."""
+"""The particle filter is the exact posterior: Kalman where that is exact, else brute force; the same in any batch."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A stay's rows are its course: read back by the package's own reader they give every hour's labs and treatment, no more."""
+"""A stay's rows are its course: the package's own reader finds every hour's labs and treatment, no more."""
 
 import re
 from dataclasses import replace
