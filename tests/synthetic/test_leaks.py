@@ -410,7 +410,7 @@ def test_a_clean_cohort_fails_no_check(seed, audited):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_record_length_tied_to_the_label_predicts_it_far_better_than_honest_lengths_do(seed, audited):
-    """Sick subjects have more visits, so that the check may warn of a clean cohort too: the size of the AUROC tells."""
+    """Honest lengths tell a little, so that the check may warn of a clean cohort too: the size of the AUROC tells."""
     finding = audited(seed, "record_length")["10"]
     assert finding["verdict"] == "warn"
     leaked, honest = (float(found["sentence"].split()[-1]) for found in (finding, audited(seed)["10"]))
