@@ -185,7 +185,7 @@ def _labs(t: Array, vocabulary: Vocabulary, start: Array, stop: Array, draw: np.
     return Rows.of(time, code, value.round(3), time + delay, visit)
 
 
-def outcome(y: bool, vocabulary: Vocabulary, index_s: int, seed: int, subject: int, *, diagnosis_days: float) -> Rows:
+def outcome(y: bool, vocabulary: Vocabulary, index_s: int, *, diagnosis_days: float) -> Rows:
     """The cancer code ``diagnosis_days`` (30..365) after the index CT if the outcome is true, else no row."""
     if not y:
         return Rows.of([], [], np.nan, [], NO_VISIT)

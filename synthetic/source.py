@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mmjepa.files import atomic_path, fresh_folder, write_json
 from mmjepa.progress import bar
-from synthetic import concepts, ct, events, growth, images, leaks, oracle, tables
+from synthetic import concepts, ct, events, images, leaks, tables, truth
 from synthetic.plan import Plan, image_id, people, pictures, scan_name, scan_second, scan_time, scan_uid
 from synthetic.presets import describe, find_preset
 from synthetic.world import Subjects
@@ -99,7 +99,7 @@ def _write_image(plan: Plan, person: dict, subject: int, scan: int, row: dict, t
         name=scan_name(plan, site, subject, scan),
         uid=scan_uid(plan, site, subject, scan),
         patient_id=person["patient_id"],
-        female=bool(t_ehr[plan.world.loaded("ehr").index("b2")] > 0),
+        female=bool(events.background(t_ehr, plan.world.loaded("ehr"))["female"]),
         time=scan_time(person, scan),
         origin_mm=images.origin_mm(plan.seed, row["body"]),
         voxels=ct.render(row, plan.seed, row["body"], scan, size=plan.size),
@@ -126,7 +126,7 @@ def record(
         seen=bool(subjects.seen_ehr[row]),
     )
     days = float(subjects.diagnosis_days[row])
-    after = events.outcome(bool(subjects.y[row]), vocabulary, times[-1], plan.seed, subject, diagnosis_days=days)
+    after = events.outcome(bool(subjects.y[row]), vocabulary, times[-1], diagnosis_days=days)
     later = events.Rows.of(times[1:], [ct_code] * len(times[1:]), np.nan, times[1:], events.NO_VISIT)
     rows = events.Rows.joined([rows, later, after])
     if person["unpaired"]:
@@ -150,7 +150,10 @@ def _write_shard(
     key = {"subject_id": labels["subject_id"].to_numpy(), "prediction_time": _stamps(labels["second"].to_numpy())}
     label = {"boolean_value": labels["boolean_value"].to_numpy()}
     written.add(f"labels/{TASK}/0.parquet", key | label, closed=True)
-    _write_truth(plan, written, first, persons, subjects, ends)
+    shown = pictures(plan, first, persons, subjects)
+    key = {"subject_id": persons["subject_id"].to_numpy(), "prediction_time": _stamps(np.array(ends))}
+    written.add("truth/oracle.parquet", key | {"y": subjects.y} | truth.scores(plan, persons, subjects, shown))
+    written.add("truth/latents.parquet", truth.latents(plan, first, persons, subjects, shown))
     totals["positives"] += int(subjects.label.sum())
     totals["ehr_rows"] += records.num_rows
     totals["images"] += int((~persons["unpaired"]).sum()) * plan.scans
@@ -193,48 +196,3 @@ def _write_once(plan: Plan, folder: Path) -> None:
     preset = find_preset(plan.preset)
     world = {"seed": plan.seed, "size": plan.size, "scans": plan.scans, "leaks": leaks.described(plan.leaks)}
     write_json(folder / "truth" / "world.json", world | {"sites": [describe(preset, site) for site in plan.sites]})
-
-
-def _write_truth(
-    plan: Plan, written: tables.Tables, first: int, persons: pd.DataFrame, subjects: Subjects, ends: list[int]
-) -> None:
-    """What nobody may train on: oracle scores, latents, readouts, concepts, image parameters."""
-    world, which, rows = plan.world, persons["site"].to_numpy(), np.arange(len(persons))
-    subject_id = persons["subject_id"].to_numpy()
-    shown = pictures(plan, first, persons, subjects)
-    sizes_mm = np.stack([frame["diameter_mm"].to_numpy() for frame in shown], axis=1)
-    days = persons[[f"day_{k}" for k in range(plan.scans)]].to_numpy()
-    by_then = slice(plan.labelled_scan + 1)
-    grown = growth.growth_log_odds(np.log(sizes_mm[:, by_then]), days[:, by_then])
-
-    def blend(score: Any) -> np.ndarray:
-        return np.stack([score(site) for site in plan.sites])[which, rows]
-
-    scores = {
-        f"env_bayes_{view}": blend(lambda site, view=view: oracle.env_bayes(world, site, subjects, view))
-        for view in oracle.VIEWS
-    }
-    scores["c_blind_both"] = blend(lambda site: oracle.c_blind(world, site, subjects, "both"))
-    scores["source_bayes_both"] = oracle.source_bayes(world, subjects, "both")
-    for name in scores:
-        if plan.scans > 1 and name != "env_bayes_ehr":
-            scores[name] = scores[name] + grown
-    key = {"subject_id": subject_id, "prediction_time": _stamps(np.array(ends))}
-    written.add("truth/oracle.parquet", key | {"y": subjects.y} | scores)
-    latents: dict[str, Any] = {"subject_id": subject_id, "y": subjects.y, "eta": subjects.eta}
-    for block, part in world.block.items():
-        latents |= {f"{block}{j + 1}": column for j, column in enumerate(subjects.z[:, part].T)}
-    latents |= {f"c{j + 1}": column for j, column in enumerate(subjects.c.T)}
-    for modality, t in subjects.t.items():
-        latents |= {f"t_{modality}_{name}": t[:, j] for j, name in enumerate(world.loaded(modality))}
-    latents |= {f"k{j + 1}": column for j, column in enumerate(concepts.draw(subjects.t, plan.seed, first).T)}
-    latents |= {name: persons[name].to_numpy() for name in ("mispaired", "unpaired")} | {"seen_ehr": subjects.seen_ehr}
-    latents |= {f"ct_{name}": _column(shown[0][name]) for name in shown[0] if name not in ("body", "signs")}
-    latents |= {f"ct_diameter_mm_{k}": sizes_mm[:, k] for k in range(1, plan.scans)}
-    written.add("truth/latents.parquet", latents)
-
-
-def _column(values: pd.Series) -> Any:
-    return (
-        pa.array(values.tolist(), pa.string()) if values.dtype == object or values.dtype == "str" else values.to_numpy()
-    )

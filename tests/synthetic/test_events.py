@@ -309,8 +309,8 @@ def test_records_are_the_same_bytes_again_and_differ_between_subjects_and_seeds(
 
 
 def test_the_cancer_code_stands_on_the_day_of_the_diagnosis_if_and_only_if_there_is_one():
-    assert len(events.outcome(False, VOCABULARY, 0, 0, 0, diagnosis_days=50.0).time) == 0
-    rows = events.outcome(True, VOCABULARY, 1000, 0, 0, diagnosis_days=50.5)
+    assert len(events.outcome(False, VOCABULARY, 0, diagnosis_days=50.0).time) == 0
+    rows = events.outcome(True, VOCABULARY, 1000, diagnosis_days=50.5)
     assert codes(rows).tolist() == ["DIAGNOSIS//LUNG_CANCER"]
     assert rows.time[0] == rows.available[0] == 1000 * events.SECOND_US + 50.5 * US_DAY
 
