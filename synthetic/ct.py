@@ -185,7 +185,7 @@ def _add_nodule(volume: Array, grid: Grid, row: dict, draw: np.random.Generator)
     Vessels that are denser than the nodule show through its ground glass.
     """
     weights = 3 * draw.standard_normal(_LOBES, dtype=np.float32) / np.float32(np.sqrt(_LOBES))
-    lobes, spicules = _unit(draw, _LOBES), _unit(draw, _SPICULES)
+    lobes, spicules, flat = _unit(draw, _LOBES), _unit(draw, _SPICULES), _unit(draw, 1)[0]
     half, stretch = np.float32(row["diameter_mm"] / 2), np.float32(row["elongation"])
     lobulation = np.float32(row["lobulation"])
     spiculation = np.float32(row["spiculation"] * (0.4 + 1.2 / half))
@@ -199,8 +199,9 @@ def _add_nodule(volume: Array, grid: Grid, row: dict, draw: np.random.Generator)
     soft = np.float32(0.6 * grid.softness)
     reach = 1.05 * half * max(np.float32(1), shape(np.concatenate([lobes, spicules])).max()) + 6 * soft
     box, (x, y, z) = grid.near(_centre(row), float(reach * np.sqrt(stretch)))
-    across = 1 / np.sqrt(stretch)
-    rr = np.sqrt(((x * stretch) ** 2 + (y * across) ** 2) + (z * across) ** 2)
+    # flattened by the stretch along one direction, drawn out by its root across it: the volume stays
+    along = x * flat[0] + y * flat[1] + z * flat[2]
+    rr = np.sqrt((x * x + y * y + z * z) / stretch + along * along * (stretch * stretch - 1 / stretch))
     near = np.nonzero(rr < reach)
     rr = rr[near]
     points = np.stack([x[near[0], 0, 0], y[0, near[1], 0], z[0, 0, near[2]]], axis=1)

@@ -9,15 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from mmjepa.files import atomic_path, fresh_folder
-from synthetic import concepts, ct, events, icu, source
+from synthetic import concepts, ct, events, icu, scanner, signs, source
 from synthetic.plan import Plan, people, pictures, scan_second
 from synthetic.presets import pick
 
 FORMATS = ("png", "pdf", "svg")
 PATCHES, TIMELINES, STAYS = 24, 8, 8
+_CLEAR = 7  # a patch of the first seed that is neither small nor crowded
 _FAMILIES = ("DIAGNOSIS", "MEDICATION", "PROCEDURE", "LAB", "REFERRAL", "PROTOCOL")
 _COLOURS = {True: "#b2182b", False: "#2166ac"}  # malignant, benign
-_LUNG_HU = (-1350, 150)  # window of 1500 HU about -600
+_LUNG_HU, _WIDE_HU = (-1150, 100), (-1100, 500)  # narrower than usual, so that emphysema shows; so that calcium does
+_SIGNS = (*signs.NAMES[:5], *signs.NAMES[12:15])
 _STATE_COLOURS = ("#1b9e77", "#d95f02", "#7570b3")
 
 
@@ -28,15 +30,16 @@ def contact_sheet(out: Path, plan: Plan) -> dict[str, Any]:
     """
     fresh_folder(out, "file")
     pick(dict.fromkeys(FORMATS), out.suffix[1:].lower(), "picture format")
-    figure = Figure(figsize=(20, 31), dpi=80, layout="constrained")
+    figure = Figure(figsize=(20, 36), dpi=72, layout="constrained")
     figure.suptitle(f"The synthetic world {plan.preset}, {plan.name} site, seed {plan.seed}", fontsize=16)
-    parts = np.asarray(figure.subfigures(4, 1, height_ratios=[9, 5, 8, 9]))
-    patches, scans, records, stays = parts.tolist()
+    parts = np.asarray(figure.subfigures(5, 1, height_ratios=[9, 6, 6, 8, 9]))
+    patches, scans, knobs, records, stays = parts.tolist()
     subjects = plan.sample(0, PATCHES)
     persons = people(plan, 0, PATCHES, subjects)
     shown = pictures(plan, 0, persons, subjects)
     _draw_patches(patches, plan, shown[0].to_dict("records"), subjects.label)
     _draw_scans(scans, plan, shown, persons.to_dict("records"), subjects.label)
+    _draw_knobs(knobs, plan, shown[0].iloc[_CLEAR].to_dict(), subjects.label[_CLEAR])
     _draw_timelines(records, plan, persons.to_dict("records"))
     _draw_stays(stays, plan.seed)
     with atomic_path(out) as temporary:
@@ -44,9 +47,9 @@ def contact_sheet(out: Path, plan: Plan) -> dict[str, Any]:
     return {"out": str(out), "patches": PATCHES, "timelines": TIMELINES, "stays": STAYS}
 
 
-def _show(axes: Axes, plane: np.ndarray, title: str, malignant: bool) -> None:
-    """A slice in radiological orientation: the patient's right on the left, front or head up."""
-    axes.imshow(plane.T, cmap="gray", vmin=_LUNG_HU[0], vmax=_LUNG_HU[1], origin="lower", interpolation="nearest")
+def _show(axes: Axes, plane: np.ndarray, title: str, malignant: bool, window: tuple[float, float] = _LUNG_HU) -> None:
+    """A slice with the patient's right on the right and the front or head up."""
+    axes.imshow(plane.T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title, fontsize=7, color=_COLOURS[bool(malignant)])
@@ -84,15 +87,37 @@ def _draw_scans(part: SubFigure, plan: Plan, shown: list, persons: list[dict[Any
         air.tick_params(labelsize=6)
     wanted = [int(np.flatnonzero(label)[0]), int(np.flatnonzero(~label)[0])]
     for start, i in zip((0, 4), wanted, strict=True):
-        for k in range(4):
-            axes = grid[1, start + k]
-            if k >= len(shown):
-                axes.axis("off")
-                continue
-            row = shown[k].iloc[i].to_dict()
-            day = persons[i][f"day_{k}"]
-            volume = ct.render(row, plan.seed, row["body"], k, size=plan.size)
-            _show(axes, volume[:, :, plan.size // 2], f"day {day:.0f}: {row['diameter_mm']:.1f} mm", label[i])
+        volumes = []
+        for k, frame in enumerate(shown):
+            row = frame.iloc[i].to_dict()
+            volumes.append(ct.render(row, plan.seed, row["body"], k, size=plan.size)[:, :, plan.size // 2])
+            said = f"day {persons[i][f'day_{k}']:.0f}: {row['diameter_mm']:.1f} mm"
+            _show(grid[1, start + k], volumes[-1], said, label[i])
+        for axes in grid[1, start + len(shown) : start + 4]:
+            axes.imshow((volumes[-1] - volumes[0]).T, cmap="RdBu_r", vmin=-800, vmax=800, origin="lower")
+            axes.set_title("last less first", fontsize=7)
+            axes.axis("off")
+
+
+def _draw_knobs(part: SubFigure, plan: Plan, row: dict[Any, Any], malignant: bool) -> None:
+    part.suptitle(
+        "One patch under other acquisitions; below, with signs of sparse concepts, in the slice that shows most of each"
+    )
+    grid = part.subplots(2, 8)
+
+    def render(**changed: Any) -> np.ndarray:
+        return ct.render(row | {"signs": (), "contrast": True} | changed, plan.seed, row["body"], size=plan.size)
+
+    changes: list[dict[str, Any]] = [{"kernel": kernel} for kernel in scanner.KERNELS]
+    changes += [{"thickness_mm": 5.0}, {"noise_factor": 3.0}, {"voxel_mm": 1.5}, {"gain": 1.1}, {"cup_hu": 100.0}]
+    for axes, change in zip(grid[0], changes, strict=True):
+        said = ", ".join(f"{name} {value}" for name, value in change.items())
+        _show(axes, render(**change)[:, :, plan.size // 2], said, malignant)
+    without = render()
+    for axes, name in zip(grid[1], _SIGNS, strict=True):
+        volume = render(signs=(name,))
+        most = np.abs(volume.astype(float) - without).sum((0, 1)).argmax()
+        _show(axes, volume[:, :, most], name.replace("_", " "), malignant, _WIDE_HU)
 
 
 def _draw_timelines(part: SubFigure, plan: Plan, persons: list[dict[Any, Any]]) -> None:
