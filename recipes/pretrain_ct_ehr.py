@@ -43,9 +43,10 @@ from mmjepa.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """A site of the synthetic world."""
+    """A site of the synthetic world. knobs: settings such as ``rho=0`` that make it another one."""
 
-    site: Literal["internal", "external"] = "internal"
+    site: str = "internal"
+    knobs: tuple[str, ...] = ()
     patients: int = 1500
     seed: int = 0
     image_format: Literal["nifti", "dicom"] = "nifti"
@@ -142,15 +143,16 @@ def prepare(config: Experiment, site: Site, name: str) -> Path:
     source, cohort = site.source, config.out / name
     if site.synthetic is not None:
         from synthetic import generate
+        from synthetic.presets import find_sites
 
         source = config.out / f"{name}_source"
         if not source.is_dir():
             made = site.synthetic
-            say(f"{name}: {made.patients} synthetic patients of the {made.site} site")
+            say(f"{name}: {made.patients} synthetic patients of the {' '.join([made.site, *made.knobs])} site")
             generate(
                 source,
                 patients=made.patients,
-                site=made.site,
+                site=find_sites("li2025", [made.site], made.knobs),
                 seed=made.seed,
                 image_format=made.image_format,
                 workers=config.workers,
