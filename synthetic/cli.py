@@ -188,7 +188,6 @@ def _oracle(args: argparse.Namespace) -> dict[str, Any]:
         from synthetic.icu_oracle import icu_table
 
         stays = 20_000 if args.patients is None else args.patients
-        say(f"{stays} stays, and an observer with {args.particles} particles a stay: about a minute for 20,000")
         result = icu_table(stays, stays, args.particles, seed=0)
         _print(args, _icu_lines(result))
         return {"icu": True, "stays": stays, "particles": args.particles, "seed": 0} | result

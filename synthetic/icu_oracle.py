@@ -3,12 +3,14 @@
 Every number comes with a 95 % interval over stays, as {"value", "low", "high"}.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import rankdata
 
+from mmjepa.progress import track
 from mmjepa.refusal import Refusal
 from synthetic.draws import Array
 from synthetic.icu import NONE, Icu, Stays, simulate
@@ -184,13 +186,14 @@ def icu_table(stays: int, particle_stays: int, particles: int, seed: int, law: I
     law = law or Icu()
     _check(min(stays, particle_stays), particles, law)
     few = simulate(law, seed, 0, particle_stays)
-    return {
-        "world": world_table(law, stays, seed),
-        "record": risk_table(few, law, particles, seed),
-        "state": risk_table(few, law, particles, seed, know_state=True),
-        "forecast": forecast_table(few, particles, seed),
-        "floor": {f"{h}h": floor_absolute(law, h) for h in FORECAST_H},
+    parts: dict[str, Callable[[], dict]] = {
+        "world": lambda: world_table(law, stays, seed),
+        "record": lambda: risk_table(few, law, particles, seed),
+        "state": lambda: risk_table(few, law, particles, seed, know_state=True),
+        "forecast": lambda: forecast_table(few, particles, seed),
+        "floor": lambda: {f"{h}h": floor_absolute(law, h) for h in FORECAST_H},
     }
+    return {name: make() for name, make in track(parts.items(), "ICU tables", len(parts))}
 
 
 def icu_shift_table(stays: int, particles: int, seed: int, law: Icu | None = None) -> dict[str, dict[str, Number]]:
@@ -200,7 +203,7 @@ def icu_shift_table(stays: int, particles: int, seed: int, law: Icu | None = Non
     law = law or Icu()
     _check(stays, particles, law)
     table = {}
-    for name, knobs in SHIFTS.items():
+    for name, knobs in track(SHIFTS.items(), "Knobs", len(SHIFTS)):
         site = replace(law, **knobs)
         found = simulate(site, seed, 0, stays)
         table[name] = {"death": mean(found.death_h != NONE)}
