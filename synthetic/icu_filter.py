@@ -47,12 +47,11 @@ class ParticleFilter:
         Given the record up to hour ``seen_h`` and having stayed through it (void for those who did not), or
         (``know_state``) given the state, whether the drift acts and the treatment of that hour.
         """
-        return np.concatenate(
-            [
-                self._placed(part, seen_h, last_h, know_state).risk(seen_h, last_h, part.treated[:, seen_h])
-                for part in self._blocks(stays)
-            ]
-        )
+        found = [np.empty(0)]  # there may be no stay
+        for part in self._blocks(stays):
+            cloud = self._placed(part, seen_h, last_h, know_state)
+            found.append(cloud.risk(seen_h, last_h, part.treated[:, seen_h]))
+        return np.concatenate(found)
 
     def forecast(
         self, stays: Stays, seen_h: int, hours: Sequence[int], know_state: bool = False, read_treatment: bool = False

@@ -51,6 +51,15 @@ def test_the_folder_is_valid_meds_with_labels(folder):
         meds.LabelSchema.validate(pq.read_table(folder / "labels" / task / "0.parquet"))
 
 
+def test_stays_that_all_end_early_are_written_without_labels(tmp_path):
+    generate(tmp_path / "short", Icu(discharge_bias=30.0), patients=3)
+    assert pd.read_parquet(tmp_path / "short" / "truth" / "stays.parquet")["subject_id"].nunique() == 3
+    for task in ("icu_death_by_25h", "icu_death_by_48h"):
+        table = pq.read_table(tmp_path / "short" / "labels" / task / "0.parquet")
+        meds.LabelSchema.validate(table)
+        assert table.num_rows == 0
+
+
 def test_every_stay_is_found_again_with_its_hours_and_its_end(folder, stays, tmp_path):
     ingest(folder, tmp_path / "cohort")
     found, _ = derive_stays(Cohort.open(tmp_path / "cohort").events())
