@@ -68,9 +68,10 @@ class Plan:
             return np.zeros(count, np.int64)
         return np.floor(uniforms(self.seed, "site", first, count, 1)[:, 0] * len(self.sites)).astype(np.int64)
 
-    def sample(self, first: int, count: int) -> Subjects:
-        """The subjects of a range, each under the law of its own site."""
-        return blended([self.world.sample(site, first, count) for site in self.sites], self.site_of(first, count))
+    def sample(self, first: int, count: int, which: Array | None = None) -> Subjects:
+        """The subjects of a range, each under the law of its own site, or of the one at position ``which`` [count]."""
+        which = self.site_of(first, count) if which is None else which
+        return blended([self.world.sample(site, first, count) for site in self.sites], which)
 
 
 @lru_cache
@@ -132,13 +133,13 @@ def people(plan: Plan, first: int, count: int, subjects: Subjects) -> pd.DataFra
     u = uniforms(plan.seed, "people", first, count, 5)
     shift = (30 + np.floor(u[:, 3] * 1500)).astype(np.int64) * np.where(u[:, 4] < 0.5, -1, 1)
     split = split_of(u[:, 0])
-    starts = [int.from_bytes(images.digest("patient_id", plan.seed, s.name)[:4], "big") for s in plan.sites]
+    start = int.from_bytes(images.digest("patient_id", plan.seed, plan.name)[:4], "big")
     days = growth.scan_days(plan.seed, first, count, plan.scans)
     found = {
         "subject_id": np.array([site.offset for site in plan.sites])[which] + 1 + np.array(index),
         # a bijection of the index: the factor shares no divisor with the modulus
         "patient_id": [
-            f"H{plan.sites[w].name[0].upper()}{1_000_000 + (starts[w] + i * 7_368_787) % 9_000_000}"
+            f"H{plan.sites[w].name[0].upper()}{1_000_000 + (start + i * 7_368_787) % 9_000_000}"
             for i, w in zip(index, which, strict=True)
         ],
         "site": which,
@@ -188,12 +189,12 @@ def scan_second(person: Mapping[Any, Any], scan: int) -> int:
 def pictures(plan: Plan, first: int, persons: pd.DataFrame, subjects: Subjects) -> list[pd.DataFrame]:
     """Parameters of every image, one frame a scan and one row a subject; ``body`` keys the anatomy.
 
-    A mispaired image shows a stranger.
+    A mispaired image shows a stranger, scanned at the same site as everybody there.
     """
     frames = _bodies(plan, first, persons, subjects)
     hit = persons["mispaired"].to_numpy()
     if hit.any():
-        strangers = plan.sample(first + _STRANGER, len(persons))
+        strangers = plan.sample(first + _STRANGER, len(persons), persons["site"].to_numpy())
         for mine, other in zip(frames, _bodies(plan, first + _STRANGER, persons, strangers), strict=True):
             mine[hit] = other[hit]
     return leaks.of_pictures(plan.leaks, frames)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from synthetic import concepts, events, growth, oracle, risk_scores
 from synthetic.draws import Array
-from synthetic.plan import Plan
+from synthetic.plan import Plan, pictures
 from synthetic.presets import Site
 from synthetic.world import Subjects
 
@@ -40,14 +40,15 @@ def scores(plan: Plan, persons: pd.DataFrame, subjects: Subjects, shown: list[pd
     found["source_bayes_both"] = oracle.source_bayes(world, subjects, "both")
     by_then = range(plan.labelled_scan + 1)
     if len(by_then) > 1:
-        log_mm = np.log(np.stack([shown[k]["diameter_mm"] for k in by_then], axis=1))
+        own = pictures(plan, int(subjects.index[0]), persons.assign(mispaired=False), subjects)
+        log_mm = np.log(np.stack([own[k]["diameter_mm"] for k in by_then], axis=1))
         grown = growth.growth_log_odds(log_mm, persons[[f"day_{k}" for k in by_then]].to_numpy())
         found = {name: score if name == "env_bayes_ehr" else score + grown for name, score in found.items()}
     return found | _reference(plan, subjects, shown[plan.labelled_scan])
 
 
 def _reference(plan: Plan, subjects: Subjects, image: pd.DataFrame) -> dict[str, Array]:
-    """Clinical scores; where there is no record, of a man of 62 without a history."""
+    """Clinical scores; where there is no record, of a man of 62 who has smoked and had no cancer."""
     chart = events.background(subjects.t["ehr"], plan.world.loaded("ehr"))
     glass, none = image["ground_glass"].to_numpy(), np.zeros(len(image), bool)
     both = {

@@ -31,6 +31,11 @@ def test_splits_are_seventy_fifteen_fifteen_and_ids_unique():
     assert len(set(ids)) == len(ids)
 
 
+def test_patients_of_sites_with_one_initial_keep_ids_of_their_own():
+    plan = Plan("li2025", (EAST, replace(EAST, name="eden", offset=40_000_000)), 1933, "nifti", 32, 1, ())
+    assert people(plan, 0, 2000, plan.sample(0, 2000))["patient_id"].is_unique
+
+
 def test_a_cohort_of_two_sites_deals_subjects_evenly_and_keeps_each_sites_own_law():
     plan, subjects, persons = made(INTERNAL, EXTERNAL)
     at_external = persons["site"].to_numpy() == 1
@@ -65,6 +70,14 @@ def test_a_mispaired_image_shows_a_stranger_and_only_in_the_train_split():
     same = (shown["diameter_mm"] == honest["diameter_mm"]).to_numpy()
     assert (same == ~hit).all()
     assert abs(np.corrcoef(shown["diameter_mm"][hit], honest["diameter_mm"][hit])[0, 1]) < 0.1
+
+
+def test_a_stranger_comes_from_the_same_site():
+    wide = replace(EAST, mispair=1.0, spec=10.0)
+    plan, subjects, persons = made(replace(INTERNAL, mispair=1.0), wide)
+    margin = np.log(1 / pictures(plan, 0, persons, subjects)[0]["spiculation"] - 1)[persons["mispaired"]]
+    assert margin[persons["site"] == 0].std() == pytest.approx(1, abs=0.1)
+    assert margin[persons["site"] == 1].std() > 5
 
 
 def test_repeated_scans_follow_in_time_and_begin_with_the_single_scans_image():

@@ -42,6 +42,12 @@ def test_later_scans_tell_more_than_the_first_and_the_bound_stays_calibrated():
     assert gains[0] + 0.005 < gains[1] < gains[2] - 0.005
 
 
+def test_a_subject_with_somebody_elses_images_is_judged_by_the_right_ones():
+    honest, wrong = (truth.scores(*made(site, scans=3)) for site in (INTERNAL, replace(INTERNAL, mispair=0.5)))
+    for name in set(honest) - {"mayo", "brock"}:
+        assert (honest[name] == wrong[name]).all()
+
+
 def test_a_label_at_the_first_scan_is_judged_by_the_first_scan():
     late, early = made(INTERNAL, scans=3), made(INTERNAL, scans=3, leaks=("later_crop",))
     once = truth.scores(*made(INTERNAL))
