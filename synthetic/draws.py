@@ -41,6 +41,7 @@ def generator(seed: int, stream: str, subject: int = 0) -> np.random.Generator:
 def by_row(matrix: Array, rows: Array) -> Array:
     """``rows @ matrix.T`` with one matrix-vector product a row.
 
-    A matrix-matrix product may round a row differently when the number of rows changes; this one may not.
+    A matrix-matrix product may round a row differently when the number of rows changes, and so may any product where their
+    layout in memory does; this one may not.
     """
-    return np.matmul(matrix, rows[:, :, None])[:, :, 0]
+    return np.matmul(matrix, np.ascontiguousarray(rows)[:, :, None])[:, :, 0]

@@ -51,7 +51,7 @@ def log_joint(world: World, site: Site, theta: Array, modalities: tuple[str, ...
     for sign in (-1, 1):
         # the density around sign * rho * b, less what both signs share: + sign rho b'T^-1 x
         m = law.bias + w @ law.mean + projected[:, :1] - sign * site.rho * (gain[0] @ b)
-        risk = (1 / (1 + np.exp(-sign * (m + nodes)))) @ WEIGHTS  # four times as fast as expit
+        risk = (WEIGHTS / (1 + np.exp(-sign * (m + nodes)))).sum(1)  # expit is slower; a product would round by batch
         scores.append(sign * site.rho * projected[:, 1] + np.log(risk))
     return np.stack(scores, axis=1)
 

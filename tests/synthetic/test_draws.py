@@ -36,3 +36,5 @@ def test_a_row_is_multiplied_alike_among_any_number_of_rows(count, d, q):
     whole = by_row(matrix, rows)
     np.testing.assert_allclose(whole, rows @ matrix.T, rtol=0, atol=1e-10)
     assert (by_row(matrix, rows[-1:]) == whole[-1:]).all()
+    for ours in (matrix, np.asfortranarray(matrix)):
+        assert (by_row(ours, np.asfortranarray(rows)) == by_row(ours, rows)).all()

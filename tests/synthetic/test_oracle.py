@@ -139,6 +139,13 @@ def test_every_oracle_equals_brute_force_monte_carlo_on_a_reduced_world(knob):
         np.testing.assert_array_equal(oracle.source_bayes(world, subjects, view), source)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 37, 999])
+def test_scores_are_the_same_bytes_among_any_number_of_subjects(count):
+    world = World.named("li2025", 0)
+    whole, part = (oracle.scores(world, EXTERNAL, world.sample(EXTERNAL, 0, n)) for n in (1000, count))
+    assert all(part[name].tobytes() == whole[name][:count].tobytes() for name in whole)
+
+
 def test_a_subject_without_a_record_is_judged_by_the_image_and_otherwise_by_the_prior():
     world, site = World(TINY, HOME, 5), replace(HOME, ehr_missing=0.5)
     subjects = world.sample(site, 0, 40)
