@@ -109,7 +109,6 @@ class Site:
 
 
 _SHARES = [
-    "label_flip",
     "code_shift",
     "ehr_missing",
     "vocabulary_split",
@@ -120,6 +119,7 @@ _SHARES = [
 ]
 _RANGES: dict[str, tuple[float, float]] = {
     **{name: (0, 1) for name in _SHARES},
+    "label_flip": (0, 0.5),  # beyond it a label would say the opposite
     "rho": (-5, 5),
     "c_mean": (-10, 10),
     "spec": (0.01, 10),

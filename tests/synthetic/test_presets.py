@@ -35,6 +35,7 @@ def test_a_knob_takes_any_value_of_its_range_and_leaves_the_others(name, share):
         "gain=9",
         "mispair=1.1",
         "mispair=-0.1",
+        "label_flip=0.6",
         "kernel_mix=.5,.5",
         "kernel_mix=.9,.9,.9",
         "kernel_mix=nan,.5,.5",
