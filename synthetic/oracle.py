@@ -1,8 +1,8 @@
 """Exact Bayes scores of the label given the measurements: what no model can beat, and why a model might seem to.
 
 Since c and z are Gaussian given the label, p(y, theta) is a Gaussian density times a one-dimensional logistic-normal
-integral, taken with 40 Gauss-Hermite nodes. Scores are true log-odds of the outcome; recorded labels that are wrong at
-random, or late, leave their order optimal. Rendered CTs and events are functions of theta and label-free noise, so these
+integral, taken with 40 Gauss-Hermite nodes. Scores are true log-odds of the outcome; a site's recorded labels that are wrong
+at random, or late, leave their order optimal (``recorded`` tells their own log-odds). Rendered CTs and events are functions of theta and label-free noise, so these
 scores bound every model on them too.
 """
 
@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 import joblib
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import expit, log_expit, logit
 from threadpoolctl import threadpool_limits
 
 from mmjepa.progress import track
 from mmjepa.refusal import Refusal
 from synthetic import arms
 from synthetic.draws import Array, by_row
-from synthetic.presets import SITES, Site, find_site, pick
+from synthetic.presets import FOLLOW_UP_DAYS, SITES, Site, find_site, pick
 from synthetic.ranking import auc, summary
 from synthetic.world import MODALITIES, NODES, WEIGHTS, Subjects, World
 
@@ -92,6 +92,20 @@ def c_blind(world: World, site: Site, subjects: Subjects, view: str) -> Array:
 def source_bayes(world: World, subjects: Subjects, view: str) -> Array:
     """The internal site's optimum, applied wherever the subjects come from: training with unlimited labels."""
     return score(world, world.internal, subjects, view)
+
+
+def recorded(site: Site, score: Array) -> Array:
+    """Log-odds of the label that ``site`` records, late or wrong at random, from the log-odds of the outcome, [n].
+
+    Within a site the order is the same; among sites that record differently it is not.
+    """
+    soonest, latest = FOLLOW_UP_DAYS
+    if site.follow_up_days < latest:
+        log_found = log_expit(score) + np.log((site.follow_up_days - soonest) / (latest - soonest))
+        score = log_found - np.log1p(-np.exp(log_found))
+    if site.label_flip:
+        score = logit(site.label_flip + (1 - 2 * site.label_flip) * expit(score))
+    return score
 
 
 def scores(world: World, site: Site, subjects: Subjects) -> dict[str, Array]:

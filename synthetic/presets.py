@@ -62,7 +62,7 @@ class Site:
     the label does not drive (pure acquisition offset; never conflate the two); ``spec`` spread of the image-unique block
     (case spectrum); ``bias_shift`` of the label's log-odds (prevalence); ``w_u_ehr_factor`` on the label's EHR-unique weight
     (concept); ``group_shift`` mean of the factor behind sex (group by site); ``label_flip`` share of recorded labels that are
-    wrong; ``follow_up_days`` 30..365 a cancer found later counts as none.
+    wrong; ``follow_up_days`` 31..365 a cancer found later counts as none.
     Measurement: ``code_shift`` share of EHR channels that carry their neighbour's value; ``ehr_missing`` share of subjects
     without a record; ``noise_image`` factor on the image's noise.
     Rendered CT alone: ``gain``, ``hu_bias``, ``cup_hu`` (cupping 16 mm off the axis), ``kernel_mix`` shares of smooth, standard
@@ -108,6 +108,7 @@ class Site:
             raise Refusal("SYNTHETIC_RANGE", f"kernel_mix={mix} is not three shares of 1: smooth, standard, sharp")
 
 
+FOLLOW_UP_DAYS = (30, 365)  # from the CT to a cancer's diagnosis, uniform
 _SHARES = [
     "code_shift",
     "ehr_missing",
@@ -126,7 +127,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "bias_shift": (-10, 10),
     "w_u_ehr_factor": (-100, 100),
     "group_shift": (-10, 10),
-    "follow_up_days": (30, 365),
+    "follow_up_days": (31, 365),
     "noise_image": (0.01, 100),
     "gain": (0.5, 2),
     "hu_bias": (-500, 500),

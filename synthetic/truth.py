@@ -22,7 +22,7 @@ _MOST_EMPHYSEMA = 0.5
 
 
 def scores(plan: Plan, persons: pd.DataFrame, subjects: Subjects, shown: list[pd.DataFrame]) -> dict[str, Array]:
-    """Log-odds of the outcome at the label's scan, [n] each: exact oracles, each under the subject's own site, and the
+    """Log-odds of the label as recorded, at its scan, [n] each: exact oracles, each under the subject's own site, and the
     reference scores ``mayo`` and ``brock`` from what a reader would note.
 
     shown: ``synthetic.plan.pictures``. A mispaired image's oracle is that of the right one.
@@ -44,6 +44,7 @@ def scores(plan: Plan, persons: pd.DataFrame, subjects: Subjects, shown: list[pd
         log_mm = np.log(np.stack([own[k]["diameter_mm"] for k in by_then], axis=1))
         grown = growth.growth_log_odds(log_mm, persons[[f"day_{k}" for k in by_then]].to_numpy())
         found = {name: score if name == "env_bayes_ehr" else score + grown for name, score in found.items()}
+    found = {name: at_site(lambda site, score=score: oracle.recorded(site, score)) for name, score in found.items()}
     return found | _reference(plan, subjects, shown[plan.labelled_scan])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from synthetic.draws import Array, by_row, generator, normals, uniforms
-from synthetic.presets import Preset, Site, find_preset, find_site
+from synthetic.presets import FOLLOW_UP_DAYS, Preset, Site, find_preset, find_site
 
 MODALITIES = ("image", "ehr")
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(40)
@@ -179,7 +179,8 @@ class World:
             seen = uniforms(seed, "ehr_missing", first, count, 1)[:, 0] >= site.ehr_missing
             theta["ehr"][~seen] = 0
         t = {m: by_row(self.readout[m], theta[m]) for m in MODALITIES}
-        diagnosis = 30 + 335 * uniforms(seed, "diagnosis", first, count, 1)[:, 0]
+        soonest, latest = FOLLOW_UP_DAYS
+        diagnosis = soonest + (latest - soonest) * uniforms(seed, "diagnosis", first, count, 1)[:, 0]
         label = y & (diagnosis < site.follow_up_days)
         if site.label_flip:
             label ^= uniforms(seed, "label_flip", first, count, 1)[:, 0] < site.label_flip

@@ -31,6 +31,19 @@ def test_each_subject_is_judged_under_the_law_of_its_own_site():
         assert (found["env_bayes_both"][~mine] != expected[~mine]).any()
 
 
+def test_the_oracle_tells_of_labels_as_each_site_records_them():
+    plan, persons, subjects, shown = made(INTERNAL, replace(EXTERNAL, follow_up_days=60, label_flip=0.05))
+    found, which = truth.scores(plan, persons, subjects, shown), persons["site"].to_numpy()
+    known = found["env_bayes_both"]
+    for site in (0, 1):
+        mine = which == site
+        assert expit(known[mine]).mean() == pytest.approx(subjects.label[mine].mean(), abs=0.02)
+        plain = oracle.env_bayes(plan.world, plan.sites[site], subjects, "both")[mine]
+        assert oracle.auc(subjects.label[mine], plain) == pytest.approx(oracle.auc(subjects.label[mine], known[mine]))
+    ignorant = np.where(which == 1, oracle.env_bayes(plan.world, EXTERNAL, subjects, "both"), known)
+    assert oracle.auc(subjects.label, known) > oracle.auc(subjects.label, ignorant) + 0.05
+
+
 def test_later_scans_tell_more_than_the_first_and_the_bound_stays_calibrated():
     gains = []
     for scans in (1, 2, 3):
