@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from mmjepa.files import atomic_path, fresh_folder, write_json
 from mmjepa.progress import bar
@@ -36,6 +37,7 @@ def generate(out: Path, plan: Plan, patients: int, workers: int) -> dict[str, An
         ranges = list(_ranges(patients))
         jobs = (joblib.delayed(_make)(plan, first, count, folder / "images") for first, count in ranges)
         with (
+            threadpool_limits(1),  # their number decides the last bits of a product
             bar(f"Patients of site {plan.name}", patients) as progress,
             closing(joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)) as pieces,
             tables.Tables(folder) as written,

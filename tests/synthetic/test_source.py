@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 import SimpleITK
+from threadpoolctl import threadpool_limits
 
 import synthetic
 from mmjepa.refusal import Refusal
@@ -216,6 +217,13 @@ def test_bytes_do_not_depend_on_workers_or_chunks(image_format, tmp_path, monkey
     monkeypatch.setattr(source, "CHUNK", 7 if image_format == "nifti" else 2)
     synthetic.generate(tmp_path / "b", **kind)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_bytes_do_not_depend_on_threads(tmp_path):
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            synthetic.generate(tmp_path / str(threads), patients=12)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_images_and_records_depend_on_the_readout_alone(tmp_path, monkeypatch):
