@@ -29,6 +29,9 @@ def generate(
     site: one or several, by name or made with ``synthetic.presets.turned``; subjects are dealt to them evenly. preset: the
     world's constants. image_format: ``nifti`` or ``dicom``. size: 32, 48 or 64 voxels. scans: 1 to 3 CTs a subject.
     leak: names of ``synthetic.leaks.SWITCHES``. The bytes written do not depend on ``workers``.
+
+    Folders of one preset and seed show the same people in the same order, under other laws and other ids: a model that learnt from
+    them at one site knows their labels at another. A split holds the same people everywhere: judge elsewhere on ``held_out``.
     Raises Refusal: ``SYNTHETIC_UNKNOWN`` (names), ``SYNTHETIC_RANGE`` (numbers), ``OUTPUT_EXISTS``, ``DISK_FULL``.
     """
     from synthetic import plan, source
