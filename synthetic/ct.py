@@ -21,6 +21,7 @@ _LOBES, _SPICULES, _MOST_VESSELS = 6, 14, 6
 _HALVED_MM = 40.0  # a vessel's radius halves along this way
 _CORE = np.float32(0.6)  # radius of a nodule's core over its own
 _EDGES = 2.1  # mm beyond a tube's wall that its soft edge reaches
+_FARTHEST = 8.0  # sd of a readout beyond which noise alone would swell vessels over the patch
 _CORE_MM = 14.0  # vessels of the smallest patch pass within about this distance of its centre
 
 
@@ -31,7 +32,7 @@ def parameters(t: Array, names: list[str], protocol: Array, site: Site, concepts
     which the site's acquisition knobs make contrast, slice thickness and kernel. concepts: [n, 24] bool, the image columns
     (``synthetic.concepts.IN_IMAGE``) of the sparse concepts.
     """
-    at = {name: t[:, j] for j, name in enumerate(names)}
+    at = {name: np.clip(t[:, j], -_FARTHEST, _FARTHEST) for j, name in enumerate(names)}
     pathway = expit(1.5 * at["c1"])
     noise = np.exp(0.15 * at["b2"] - 0.15 * at["c1"])
     return pd.DataFrame(

@@ -56,10 +56,8 @@ class Icu:
     discharge_weight: tuple[float, float, float] = (-0.8, -0.8, -0.8)
 
     def __post_init__(self) -> None:
-        wrong = [f.name for f in fields(self) if not np.isfinite(getattr(self, f.name)).all()]
-        wrong += [n for n in ("start_sd", "lab_noise", "onset_h", "hours") if not getattr(self, n) > 0]
-        wrong += ["deteriorating"] * (not 0 <= self.deteriorating <= 1) + ["lab_offset"] * (self.lab_offset < 0)
-        wrong += ["noise"] * (min(self.noise) <= 0)
+        wrong = [name for name, (low, high) in _RANGES.items() if not _within(getattr(self, name), low, high)]
+        wrong += [f.name for f in fields(self) if isinstance(f.default, tuple) and len(getattr(self, f.name)) != STATES]
         if wrong:
             raise Refusal("SYNTHETIC_RANGE", f"{', '.join(dict.fromkeys(wrong))} of the ICU law out of range")
 
@@ -93,6 +91,35 @@ class Icu:
         passed = self.deteriorating * -np.expm1(-np.arange(-1, self.hours) / self.onset_h)
         passed[0] = 0
         return np.diff(passed) / (1 - passed[:-1])
+
+
+# within them, one knob at a time, every rate is finite and so is the observer's float32
+_RANGES: dict[str, tuple[float, float]] = {
+    "hours": (1, 1000),
+    "keep": (0, 1),
+    "drift": (-1, 1),
+    "effect": (-1, 1),
+    "noise": (1e-3, 1),
+    "start_sd": (1e-3, 5),
+    "deteriorating": (0, 1),
+    "onset_h": (0.1, 1e4),
+    "policy_strength": (-10, 10),
+    "policy_weight": (-2, 2),
+    "policy_offset": (-10, 10),
+    "treatment_factor": (-5, 5),
+    "lab_noise": (0.05, 50),
+    "lab_offset": (0, 50),
+    "measured_bias": (-10, 10),
+    "measured_slope": (-5, 5),
+    "death_bias": (-60, 30),
+    "death_weight": (-3, 3),
+    "discharge_bias": (-60, 30),
+    "discharge_weight": (-3, 3),
+}
+
+
+def _within(value: float | tuple[float, ...], low: float, high: float) -> bool:
+    return bool(((low <= np.array(value)) & (np.array(value) <= high)).all())
 
 
 def weighted(state: Array, weight: tuple[float, ...]) -> Array:

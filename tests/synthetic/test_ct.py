@@ -51,6 +51,12 @@ def noiseless(parameters, size=32):
     return ct._measured(parameters | {"noise_factor": 0.0}, 0, 3, 0, size)
 
 
+@pytest.mark.parametrize("far", [-400.0, 400.0])
+def test_a_readout_of_mere_noise_still_makes_a_patch(far):
+    patch = ct.render(row(**dict.fromkeys(NAMES, far)), 0, 0)
+    assert patch.std() > 30
+
+
 def test_links_give_the_stated_values_at_zero_and_stay_in_range():
     middle = row()
     assert middle["diameter_mm"] == pytest.approx(9)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.special import expit
 
 from mmjepa.refusal import Refusal
-from synthetic.icu import NONE, POLICIES, STATES, Icu, IcuWorld, simulate, weighted
+from synthetic.icu import _RANGES, NONE, POLICIES, STATES, Icu, IcuWorld, simulate, weighted
+from synthetic.icu_filter import ParticleFilter
 
 COLUMNS = ("index", "states", "treated", "labs", "death_h", "discharge_h", "onset_h")
 LAW = Icu()
@@ -174,7 +175,14 @@ def test_weighted_is_the_product_with_the_weights():
 
 @pytest.mark.parametrize(
     "knobs",
-    [{"deteriorating": 1.5}, {"hours": 0}, {"start_sd": -1.0}, {"noise": (0.1, 0.0, 0.1)}, {"death_bias": np.nan}],
+    [
+        {"deteriorating": 1.5},
+        {"hours": 0},
+        {"start_sd": -1.0},
+        {"noise": (0.1, 0.0, 0.1)},
+        {"death_bias": np.nan},
+        {"drift": (0.1, 0.2)},
+    ],
 )
 def test_a_law_out_of_range_is_refused_by_name(knobs):
     with pytest.raises(Refusal, match=next(iter(knobs))) as caught:
@@ -188,3 +196,21 @@ def test_unknown_policies_and_empty_cohorts_are_refused():
     for first, count, switch_h in ((0, 0, 0), (-1, 1, 0), (0, 1, 49)):
         with pytest.raises(Refusal, match="SYNTHETIC_RANGE"):
             simulate(LAW, 0, first, count, "never", switch_h)
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+@pytest.mark.parametrize("name", sorted(_RANGES))
+def test_the_law_holds_at_the_limits_of_each_knob_and_is_refused_beyond(name, limit):
+    default, bound = getattr(LAW, name), _RANGES[name][limit]
+
+    def law(value):
+        return replace(LAW, **{name: (value,) * 3 if isinstance(default, tuple) else value})
+
+    with pytest.raises(Refusal, match=name):
+        law(bound + (1 if limit else -1))
+    with np.errstate(all="raise", under="ignore"):
+        stays = simulate(law(bound), 0, 0, 8)
+        there = stays.take(stays.end_h > 0)
+        risk = ParticleFilter(stays.law, stays.world, 16, 0).risk(there, 0, min(12, stays.law.hours - 1))
+    assert np.isfinite(stays.states).all()
+    assert ((risk >= 0) & (risk <= 1 + 1e-6)).all()
