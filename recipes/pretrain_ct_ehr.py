@@ -43,11 +43,13 @@ from mmjepa.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """A site of the synthetic world. knobs: settings such as ``rho=0`` that make it another one."""
+    """A site of the synthetic world. knobs: settings such as ``rho=0`` that make it another one. first: number of the first
+    patient; two sites with the same numbers hold the same people."""
 
     site: str = "internal"
     knobs: tuple[str, ...] = ()
     patients: int = 1500
+    first: int = 0
     seed: int = 0
     image_format: Literal["nifti", "dicom"] = "nifti"
 
@@ -152,6 +154,7 @@ def prepare(config: Experiment, site: Site, name: str) -> Path:
             generate(
                 source,
                 patients=made.patients,
+                first=made.first,
                 site=find_sites("li2025", [made.site], made.knobs),
                 seed=made.seed,
                 image_format=made.image_format,

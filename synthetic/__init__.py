@@ -15,6 +15,7 @@ def generate(
     out: Path | str,
     *,
     patients: int,
+    first: int = 0,
     site: "str | Site | Sequence[str | Site]" = "internal",
     preset: str = "li2025",
     seed: int = 0,
@@ -24,9 +25,9 @@ def generate(
     scans: int = 1,
     leak: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a source folder to ``out`` and return its summary.
+    """Write a source folder of subjects ``first`` .. ``first + patients - 1`` to ``out`` and return its summary.
 
-    site: one or several, by name or made with ``synthetic.presets.turned``; subjects are dealt to them evenly. preset: the
+    A subject at two sites is one person under two laws: cohorts to be compared need numbers of their own. site: one or several, by name or made with ``synthetic.presets.turned``; subjects are dealt to them evenly. preset: the
     world's constants. image_format: ``nifti`` or ``dicom``. size: 32, 48 or 64 voxels. scans: 1 to 3 CTs a subject.
     leak: names of ``synthetic.leaks.SWITCHES``. The bytes written do not depend on ``workers``.
 
@@ -36,5 +37,5 @@ def generate(
     """
     from synthetic import plan, source
 
-    wanted = plan.checked(patients, site, preset, seed, image_format, workers, size, scans, leak)
-    return source.generate(Path(out), wanted, patients, workers)
+    wanted = plan.checked(first, patients, site, preset, seed, image_format, workers, size, scans, leak)
+    return source.generate(Path(out), wanted, patients, workers, first)

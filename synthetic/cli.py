@@ -4,12 +4,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mmjepa.progress import say
 from mmjepa.refusal import Refusal
+
+_IMAGE_OPTIONS = ("image_format", "size", "scans", "leak")
+_SPELT = {"image_format": "format"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,20 +43,21 @@ def _add_generate(verbs: Any) -> argparse.ArgumentParser:
         description="Write a source folder that `mmjepa ingest` reads: ehr/ (MEDS 0.4), images/, identity/, labels/malignancy/, "
         "and truth/ for oracles alone; with --icu: hourly ICU stays, labels of death, no images. Whole or not at all; the bytes "
         "never depend on --workers.",
-        epilog="example: python -m synthetic generate --site internal --patients 2000 --format nifti --out world/internal",
+        epilog="example, two hospitals of different people: python -m synthetic generate --patients 2000 --out inside; "
+        "python -m synthetic generate --site external --patients 600 --first 100000 --out outside",
     )
     verb.add_argument(
         "--icu", action="store_true", help="ICU stays instead of CT and visits; --knob turns the ICU law's knobs"
     )
     verb.add_argument("--patients", type=int, default=2000, metavar="N", help="subjects, or ICU stays (default 2000)")
-    verb.add_argument(
-        "--format", default="nifti", dest="image_format", metavar="F", help="of images: nifti (default), dicom"
-    )
-    verb.add_argument("--size", type=int, default=32, metavar="V", help="voxels a side: 32 (default), 48 or 64")
-    scans = "CTs a subject, 1 (default) to 3 in a year; the label stands at the last"
-    verb.add_argument("--scans", type=int, default=1, metavar="C", help=scans)
-    leak = "plant a fault that an audit is due to find; any other word lists them"
-    verb.add_argument("--leak", action="append", default=[], metavar="NAME", help=leak)
+    first = "number of the first one (default 0). A number at two sites is one person twice: give cohorts to be compared their own"
+    verb.add_argument("--first", type=int, default=0, metavar="N", help=first)
+    verb.add_argument("--format", dest="image_format", metavar="F", help="of images: nifti (default), dicom")
+    verb.add_argument("--size", type=int, metavar="V", help="voxels a side: 32 (default), 48 or 64")
+    scans = "CTs a subject, 1 (default) to 3, at about 0, 90 and 365 days; the label stands at the last"
+    verb.add_argument("--scans", type=int, metavar="C", help=scans)
+    leak = "plant a fault that an audit is due to find (docs/synthetic.md lists them); may be given several times"
+    verb.add_argument("--leak", action="append", metavar="NAME", help=leak)
     _add_site(verb)
     _add_seed(verb)
     verb.add_argument(
@@ -76,7 +80,7 @@ def _add_oracle(verbs: Any) -> argparse.ArgumentParser:
     verb.add_argument(
         "--patients", type=int, metavar="N", help="subjects a site and seed (default 4000; --icu: 20000 stays)"
     )
-    verb.add_argument("--particles", type=int, default=256, metavar="P", help="a stay, with --icu (default 256)")
+    verb.add_argument("--particles", type=int, metavar="P", help="a stay, with --icu (default 256)")
     _add_seeds(verb)
     _add_workers(verb)
     return verb
@@ -146,35 +150,32 @@ def _add_workers(verb: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> dict[str, Any]:
     from synthetic.presets import find_sites, turned
 
+    asked = {name: getattr(args, name) for name in _IMAGE_OPTIONS if getattr(args, name) is not None}
+    common = {"patients": args.patients, "first": args.first, "seed": args.seed, "workers": args.workers}
     if args.icu:
         from synthetic.icu import Icu
         from synthetic.icu_source import generate as generate_stays
 
+        _refuse(args, _IMAGE_OPTIONS, "with --icu")
         site = _only(find_sites(args.preset, args.site or ["internal"], []))
-        law = turned(Icu(), args.knob)
-        result = generate_stays(
-            args.out, patients=args.patients, site=site, law=law, seed=args.seed, workers=args.workers
-        )
+        result = generate_stays(args.out, site=site, law=turned(Icu(), args.knob), **common)
         say(f"{result['out']}: {result['patients']} stays, {result['deaths']} deaths, {result['ehr_rows']} record rows")
     else:
         from synthetic import generate
 
-        result = generate(
-            args.out,
-            patients=args.patients,
-            site=find_sites(args.preset, args.site or ["internal"], args.knob),
-            preset=args.preset,
-            seed=args.seed,
-            image_format=args.image_format,
-            workers=args.workers,
-            size=args.size,
-            scans=args.scans,
-            leak=args.leak,
-        )
+        sites = find_sites(args.preset, args.site or ["internal"], args.knob)
+        result = generate(args.out, site=sites, preset=args.preset, **common, **asked)
         rows = f"{result['positives']} with cancer, {result['ehr_rows']} record rows, {result['images']} images"
         say(f"{result['out']}: {result['patients']} patients, {rows}")
     say(f"Next: mmjepa ingest {result['out']} --out COHORT")
     return result
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], where: str) -> None:
+    """Refuse options that would do nothing."""
+    for name in names:
+        if getattr(args, name) is not None:
+            raise Refusal("SYNTHETIC_RANGE", f"--{_SPELT.get(name, name)} does nothing {where}", "Leave it out")
 
 
 def _only(sites: list[Any]) -> Any:
@@ -185,14 +186,16 @@ def _only(sites: list[Any]) -> Any:
 
 def _oracle(args: argparse.Namespace) -> dict[str, Any]:
     if args.icu:
-        from synthetic.icu_oracle import icu_table
+        from synthetic.icu_oracle import LEGEND, icu_table
 
         stays = 20_000 if args.patients is None else args.patients
-        result = icu_table(stays, stays, args.particles, seed=0)
-        _print(args, _icu_lines(result))
-        return {"icu": True, "stays": stays, "particles": args.particles, "seed": 0} | result
+        particles = 256 if args.particles is None else args.particles
+        result = icu_table(stays, stays, particles, seed=0)
+        _print(args, [*_icu_lines(result), "", LEGEND])
+        return {"icu": True, "stays": stays, "particles": particles, "seed": 0} | result
     from synthetic import oracle
 
+    _refuse(args, ("particles",), "without --icu")
     result = oracle.run(args.preset, args.seeds, _patients(args, 4000), args.workers)
     _print(args, _oracle_lines(result))
     return result
@@ -204,7 +207,7 @@ def _shift(args: argparse.Namespace) -> dict[str, Any]:
 
         stays = _patients(args, 4000)
         result = icu_shift_table(stays, 256, seed=0)
-        _print(args, _icu_lines(result))
+        _print(args, _knob_lines(result))
         return {"level": 2, "stays": stays, "seed": 0, "knobs": result}
     from synthetic import shift
 
@@ -218,7 +221,7 @@ def _look(args: argparse.Namespace) -> dict[str, Any]:
     from synthetic.presets import find_sites
 
     sites = find_sites(args.preset, args.site or ["internal"], args.knob)
-    made = plan.checked(look.PATCHES, sites, args.preset, args.seed, "nifti", 1, 32, 3, [])
+    made = plan.checked(0, look.PATCHES, sites, args.preset, args.seed, "nifti", 1, 32, 3, [])
     result = look.contact_sheet(args.out, made)
     say(f"the contact sheet: {result['out']}")
     return result
@@ -252,16 +255,25 @@ def _icu_lines(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Itera
                 yield f"  {name:<24}{number:8.3f}"
 
 
+def _knob_lines(result: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterator[str]:
+    names = list(next(iter(result.values())))
+    yield "death rate; mean risk and AUC of the exact observer for death in hours 13-24 and 25-47: env knows the site's law, source the"
+    yield "internal one"
+    yield f"{'knob':<24}" + "".join(f"{name:>20}" for name in names)
+    for knob, row in result.items():
+        yield f"{knob:<24}" + "".join(f"{row[name]['value']:>20.3f}" for name in names)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code: 0 done, 2 refused, 130 interrupted."""
     args = _parser().parse_args(argv)
     try:
         result = {"generate": _generate, "oracle": _oracle, "shift": _shift, "look": _look}[args.verb](args)
     except Refusal as refusal:
-        say(str(refusal))
+        say(f"refused: {refusal}")
         return 2
     except OSError as error:
-        say(f"FILE_ACCESS: {error.filename or args.verb}: {error.strerror or type(error).__name__}")
+        say(f"refused: FILE_ACCESS: {error.filename or args.verb}: {error.strerror or type(error).__name__}")
         return 2
     except KeyboardInterrupt:
         say("interrupted; nothing was left behind")

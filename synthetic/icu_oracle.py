@@ -5,6 +5,7 @@ Every number comes with a 95 % interval over stays, as {"value", "low", "high"}.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -20,15 +21,25 @@ Number = dict[str, float]
 DEATHS = ((12, 24), (24, 47))  # record seen to the first hour, death in the hours after it up to the second
 FORECAST_FROM_H, FORECAST_H = 12, (1, 6, 12, 24, 35)
 SWITCH_H, TREATED_H, LATER_H, MOVED_H = (0, 24), 20, 26, 36
-SHIFTS: dict[str, dict] = {
-    "none": {},
-    "policy_strength_0": {"policy_strength": 0.0},
-    "treatment_factor_0.5": {"treatment_factor": 0.5},
-    "treatment_factor_0": {"treatment_factor": 0.0},
-    "measured_slope_0": {"measured_slope": 0.0},
-    "discharge_sooner": {"discharge_bias": -3.6},
-    "lab_offset_0.5": {"lab_offset": 0.5},
-}
+SHIFTS = (
+    ("policy_strength", 0.0),
+    ("treatment_factor", 0.5),
+    ("treatment_factor", 0.0),
+    ("measured_slope", 0.0),
+    ("discharge_bias", -3.6),
+    ("lab_offset", 0.5),
+)
+LEGEND = """\
+world: rates and course of all stays. moved_ratio: distance of the state of hour 36 from that of hour 0, deteriorating over
+  stable. naive_*: treated less untreated at hour 20, among those in the unit after hour 26: change of the summed state by then,
+  death later. death_, distance_<policy>_from_<hour>: the same patients under another policy from that hour on: death rate, mean
+  distance of the last hour's state from the observed one.
+record, state: death in hours 13-24 (record to hour 12) and 25-47 (to hour 24) of those still in the unit: the exact observer of
+  the record, and one who knows the state. risk: mean of it; slope: calibration slope of its log-odds.
+forecast: mean absolute error, summed over the three states, so many hours after hour 12. known: knows state, treatments, onset;
+  onset_unknown: state and treatments; record: the record to hour 12, later treatments imposed; record_and_choices: they were the
+  doctors' choice, and tell of the state; copy: the state of hour 12; climatology: the median of each hour.
+floor: the least possible error of known, in closed form."""
 
 
 def _number(value: float, error: float) -> Number:
@@ -80,7 +91,8 @@ def world_table(law: Icu, stays: int, seed: int) -> dict[str, Number]:
 
     moved_ratio: distance of the state of hour 36 from that of hour 0, deteriorating over stable. naive_*: treated less
     untreated of hour 20 among those in the unit after hour 26: change of the summed state by hour 26, death later.
-    death_<arm>_from_<hour>, effect_<arm>_from_<hour>: death rate, distance from the observed arm's state at the end.
+    death_<arm>_from_<hour>, distance_<arm>_from_<hour>: death rate, mean distance
+    from the observed arm's state at the end, dead and discharged included.
     """
     found = simulate(law, seed, 0, stays)
     inside, sick, died = found.inside(), found.deteriorating, found.death_h != NONE
@@ -103,9 +115,9 @@ def world_table(law: Icu, stays: int, seed: int) -> dict[str, Number]:
     for switch_h in SWITCH_H:
         for policy in ("never", "always"):
             arm = simulate(law, seed, 0, stays, policy, switch_h)
-            effect = np.linalg.norm(arm.states[:, -1] - found.states[:, -1], axis=1)
+            apart = np.linalg.norm(arm.states[:, -1] - found.states[:, -1], axis=1)
             table[f"death_{policy}_from_{switch_h}"] = mean(arm.death_h != NONE)
-            table[f"effect_{policy}_from_{switch_h}"] = mean(effect)
+            table[f"distance_{policy}_from_{switch_h}"] = mean(apart)
     return table
 
 
@@ -203,8 +215,8 @@ def icu_shift_table(stays: int, particles: int, seed: int, law: Icu | None = Non
     law = law or Icu()
     _check(stays, particles, law)
     table = {}
-    for name, knobs in track(SHIFTS.items(), "Knobs", len(SHIFTS)):
-        site = replace(law, **knobs)
+    sites = {"internal": law} | {f"{knob}={value:g}": replace(law, **_knob(knob, value)) for knob, value in SHIFTS}
+    for name, site in track(sites.items(), "Knobs", len(sites)):
         found = simulate(site, seed, 0, stays)
         table[name] = {"death": mean(found.death_h != NONE)}
         judged = {believed: risk_table(found, believed, particles, seed) for believed in {site, law}}
@@ -212,3 +224,7 @@ def icu_shift_table(stays: int, particles: int, seed: int, law: Icu | None = Non
             kept = {key: number for key, number in judged[believed].items() if key.startswith(("auc", "risk"))}
             table[name] |= {f"{who}_{key}": number for key, number in kept.items()}
     return table
+
+
+def _knob(name: str, value: float) -> dict[str, Any]:
+    return {name: value}

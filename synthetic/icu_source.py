@@ -22,7 +22,7 @@ from synthetic.icu import NONE, POLICIES, Icu, Stays, simulate
 from synthetic.icu_filter import ParticleFilter
 from synthetic.icu_oracle import DEATHS
 from synthetic.icu_records import IcuVocabulary, hourly_truth, records
-from synthetic.plan import MOST_PATIENTS, split_of
+from synthetic.plan import check_range, split_of
 from synthetic.presets import Site
 
 SHARD = 250  # stays a worker takes at a time, and a record file is made from
@@ -30,27 +30,28 @@ PARTICLES = 256
 _OFFSET = 5_000_000  # of subject ids within a site's block, so that nobody is a CT subject as well
 
 
-def generate(out: Path, *, patients: int, site: Site, law: Icu, seed: int, workers: int) -> dict[str, Any]:
-    """Write ``patients`` stays of one site, whole or not at all; return the summary.
+def generate(
+    out: Path, *, patients: int, site: Site, law: Icu, seed: int, workers: int, first: int = 0
+) -> dict[str, Any]:
+    """Write ``patients`` stays of one site from number ``first`` on, whole or not at all; return the summary.
 
     ``ehr/`` a MEDS root; ``labels/icu_death_by_<hour>h`` for stays that last beyond the hours seen; ``truth/``: ``states`` of
     every hour and ``stays`` under the policies observed, never and always (same patients, same noise), ``oracle`` the exact
     observer's risk for every label. The bytes do not depend on ``workers``; memory does not grow with ``patients``.
     Raises Refusal: ``OUTPUT_EXISTS``, ``DISK_FULL``, ``SYNTHETIC_RANGE``.
     """
-    if not (1 <= patients <= MOST_PATIENTS and 1 <= workers <= 1024 and seed >= 0):
-        raise Refusal("SYNTHETIC_RANGE", f"patients={patients}, workers={workers} or seed={seed} is out of range")
+    check_range(first, patients, seed, workers)
     if law.hours <= max(last for _, last in DEATHS):
         raise Refusal("SYNTHETIC_RANGE", f"hours={law.hours}: the labels need 48 at least")
-    starts = range(0, patients, SHARD)
+    starts, end = range(first, first + patients, SHARD), first + patients
     make = partial(_shard, site, law, seed)
-    jobs = (joblib.delayed(make)(first, min(SHARD, patients - first)) for first in starts)
+    jobs = (joblib.delayed(make)(start, min(SHARD, end - start)) for start in starts)
     totals = {"deaths": 0, "ehr_rows": 0}
     with atomic_path(fresh_folder(out, "folder")) as folder:
         folder.mkdir(parents=True)
         with (
             bar(f"ICU stays of site {site.name}", patients) as progress,
-            closing(joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)) as pieces,
+            closing(joblib.Parallel(n_jobs=min(workers, len(starts)), return_as="generator")(jobs)) as pieces,
             tables.Tables(folder) as written,
         ):
             for number, piece in enumerate(pieces):
@@ -67,7 +68,7 @@ def generate(out: Path, *, patients: int, site: Site, law: Icu, seed: int, worke
         write_json(
             folder / "truth" / "world.json", {"seed": seed, "site": site.name, "particles": PARTICLES} | asdict(law)
         )
-    return {"out": os.fspath(out), "site": site.name, "seed": seed, "patients": patients, **totals}
+    return {"out": os.fspath(out), "site": site.name, "seed": seed, "first": first, "patients": patients, **totals}
 
 
 def _shard(site: Site, law: Icu, seed: int, first: int, count: int) -> dict[str, Any]:

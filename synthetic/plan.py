@@ -84,7 +84,20 @@ def _vocabulary(preset: str, seed: int, site: Site) -> events.Vocabulary:
     return events.Vocabulary(catalogue(seed, _world(preset, seed).loaded("ehr")), site)
 
 
+def check_range(first: int, patients: int, seed: int, workers: int) -> None:
+    """Refusal ``SYNTHETIC_RANGE`` where subjects cannot be numbered, drawn or dealt to workers so."""
+    for what, value, low, high in (
+        ("patients", patients, 1, MOST_PATIENTS),
+        ("first", first, 0, MOST_PATIENTS - patients),
+        ("seed", seed, 0, 2**63 - 1),
+        ("workers", workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise Refusal("SYNTHETIC_RANGE", f"{what}={value} is outside {low}..{high}")
+
+
 def checked(
+    first: int,
     patients: int,
     sites: str | Site | Sequence[str | Site],
     preset: str,
@@ -106,14 +119,9 @@ def checked(
         pick(leaks.SWITCHES, name, "leak")
     if size not in ct.SIZES:
         raise Refusal("SYNTHETIC_RANGE", f"size={size} is not one of {', '.join(map(str, ct.SIZES))}")
-    for what, value, low, high in (
-        ("patients", patients, 1, MOST_PATIENTS),
-        ("seed", seed, 0, 2**63 - 1),
-        ("workers", workers, 1, 1024),
-        ("scans", scans, 1, len(growth.SCAN_DAYS)),
-    ):
-        if not low <= value <= high:
-            raise Refusal("SYNTHETIC_RANGE", f"{what}={value} is outside {low}..{high}")
+    if not 1 <= scans <= len(growth.SCAN_DAYS):
+        raise Refusal("SYNTHETIC_RANGE", f"scans={scans} is outside 1..{len(growth.SCAN_DAYS)}")
+    check_range(first, patients, seed, workers)
     leaks.check(leak, scans)
     return Plan(preset, found, seed, image_format, size, scans, tuple(dict.fromkeys(leak)))
 

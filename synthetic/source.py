@@ -24,8 +24,8 @@ SHARD = 1000  # subjects a record file is made from
 CHUNK = 25  # subjects a worker takes at a time; no byte depends on it
 
 
-def generate(out: Path, plan: Plan, patients: int, workers: int) -> dict[str, Any]:
-    """Write a source folder of ``patients`` subjects, whole or not at all; return its summary.
+def generate(out: Path, plan: Plan, patients: int, workers: int, first: int = 0) -> dict[str, Any]:
+    """Write a source folder of ``patients`` subjects from number ``first`` on, whole or not at all; return its summary.
 
     The bytes written do not depend on ``workers``, and memory does not grow with ``patients``.
     Raises Refusal: ``OUTPUT_EXISTS``, ``DISK_FULL``.
@@ -34,28 +34,30 @@ def generate(out: Path, plan: Plan, patients: int, workers: int) -> dict[str, An
     with atomic_path(fresh_folder(out, "folder")) as folder:
         for part in ("images", "identity"):
             (folder / part).mkdir(parents=True)
-        ranges = list(_ranges(patients))
-        jobs = (joblib.delayed(_make)(plan, first, count, folder / "images") for first, count in ranges)
+        ranges, end = list(_ranges(first, patients)), first + patients
+        jobs = (joblib.delayed(_make)(plan, start, count, folder / "images") for start, count in ranges)
         with (
             threadpool_limits(1),  # their number decides the last bits of a product
             bar(f"Patients of site {plan.name}", patients) as progress,
-            closing(joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)) as pieces,
+            closing(joblib.Parallel(n_jobs=min(workers, len(ranges)), return_as="generator")(jobs)) as pieces,
             tables.Tables(folder) as written,
         ):
             shard: list[pa.Table] = []
-            for (first, count), piece in zip(ranges, pieces, strict=True):
+            begun, number = first, 0
+            for (start, count), piece in zip(ranges, pieces, strict=True):
                 shard.append(piece)
                 progress.advance(count)
-                if (end := first + count) % SHARD == 0 or end == patients:
-                    start = (end - 1) // SHARD * SHARD
-                    _write_shard(plan, folder, written, start, end - start, pa.concat_tables(shard), totals)
-                    shard = []
+                if start + count in (begun + SHARD, end):
+                    span = range(begun, start + count)
+                    _write_shard(plan, folder, written, number, span, pa.concat_tables(shard), totals)
+                    shard, begun, number = [], start + count, number + 1
         _write_once(plan, folder)
     return {
         "out": os.fspath(out),
         "preset": plan.preset,
         "site": plan.name,
         "seed": plan.seed,
+        "first": first,
         "patients": patients,
         **totals,
         "image_format": plan.image_format,
@@ -65,12 +67,12 @@ def generate(out: Path, plan: Plan, patients: int, workers: int) -> dict[str, An
     }
 
 
-def _ranges(patients: int) -> Iterator[tuple[int, int]]:
+def _ranges(first: int, patients: int) -> Iterator[tuple[int, int]]:
     """(first, count) of each worker's piece; none spans two shards."""
-    for shard in range(0, patients, SHARD):
-        end = min(shard + SHARD, patients)
-        for first in range(shard, end, CHUNK):
-            yield first, min(CHUNK, end - first)
+    for shard in range(first, first + patients, SHARD):
+        end = min(shard + SHARD, first + patients)
+        for start in range(shard, end, CHUNK):
+            yield start, min(CHUNK, end - start)
 
 
 def _make(plan: Plan, first: int, count: int, folder: Path) -> pa.Table:
@@ -138,13 +140,20 @@ def record(
 
 
 def _write_shard(
-    plan: Plan, folder: Path, written: tables.Tables, first: int, count: int, records: pa.Table, totals: dict[str, int]
+    plan: Plan,
+    folder: Path,
+    written: tables.Tables,
+    number: int,
+    span: range,
+    records: pa.Table,
+    totals: dict[str, int],
 ) -> None:
-    """Everything of a shard's subjects but the images; ``totals`` are brought up to date."""
+    """Everything of shard ``number``, the subjects of ``span``, but the images; ``totals`` are brought up to date."""
+    first, count = span.start, len(span)
     subjects = plan.sample(first, count)
     persons = people(plan, first, count, subjects)
     splits, records = leaks.of_shard(plan.leaks, persons[["subject_id", "split"]], records, plan.seed, first)
-    tables.add_records(written, first // SHARD, splits, records)
+    tables.add_records(written, number, splits, records)
     _write_identity(plan, folder, first, persons)
     ends = [scan_second(person, plan.labelled_scan) for person in persons.to_dict("records")]
     labels = pd.DataFrame({"subject_id": persons["subject_id"], "second": ends, "boolean_value": subjects.label})

@@ -32,18 +32,14 @@ def scores(plan: Plan, persons: pd.DataFrame, subjects: Subjects, shown: list[pd
     def at_site(score: Callable[[Site], Array]) -> Array:
         return np.stack([score(site) for site in plan.sites])[which, rows]
 
-    found = {
-        f"env_bayes_{view}": at_site(lambda site, view=view: oracle.env_bayes(world, site, subjects, view))
-        for view in oracle.VIEWS
-    }
-    found["c_blind_both"] = at_site(lambda site: oracle.c_blind(world, site, subjects, "both"))
-    found["source_bayes_both"] = oracle.source_bayes(world, subjects, "both")
+    parts = [oracle.scores(world, site, subjects) for site in plan.sites]
+    found = {name: np.stack([part[name] for part in parts])[which, rows] for name in parts[0]}
     by_then = range(plan.labelled_scan + 1)
     if len(by_then) > 1:
         own = pictures(plan, int(subjects.index[0]), persons.assign(mispaired=False), subjects)
         log_mm = np.log(np.stack([own[k]["diameter_mm"] for k in by_then], axis=1))
         grown = growth.growth_log_odds(log_mm, persons[[f"day_{k}" for k in by_then]].to_numpy())
-        found = {name: score if name == "env_bayes_ehr" else score + grown for name, score in found.items()}
+        found = {name: score + grown if name.endswith(("image", "both")) else score for name, score in found.items()}
     found = {name: at_site(lambda site, score=score: oracle.recorded(site, score)) for name, score in found.items()}
     return found | _reference(plan, subjects, shown[plan.labelled_scan])
 

@@ -21,8 +21,9 @@ SITE = find_site("li2025", "internal")
 STAYS = 120
 
 
-def generate(out: Path, law: Icu | None = None, workers: int = 1, patients: int = STAYS) -> dict:
-    return icu_source.generate(out, patients=patients, site=SITE, law=law or Icu(), seed=3, workers=workers)
+def generate(out: Path, law: Icu | None = None, workers: int = 1, patients: int = STAYS, first: int = 0) -> dict:
+    law = law or Icu()
+    return icu_source.generate(out, patients=patients, site=SITE, law=law, seed=3, workers=workers, first=first)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +115,15 @@ def test_bytes_do_not_depend_on_workers_or_shards_beyond_their_number(folder, tm
         pd.testing.assert_frame_equal(a, b)
 
 
+def test_a_folder_that_begins_later_holds_the_same_stays(folder, tmp_path):
+    generate(tmp_path / "part", patients=30, first=70)
+    name = "truth/oracle_icu_death_by_25h.parquet"
+    part, whole = (pd.read_parquet(x / name).set_index("subject_id") for x in (tmp_path / "part", folder))
+    pd.testing.assert_frame_equal(part, whole.loc[part.index])
+
+
 def test_wrong_numbers_are_refused_before_anything_is_written(tmp_path):
-    for wrong in ({"patients": 0}, {"workers": 0}, {"law": Icu(hours=24)}):
+    for wrong in ({"patients": 0}, {"workers": 0}, {"first": -1}, {"law": Icu(hours=24)}):
         with pytest.raises(Refusal, match="SYNTHETIC_RANGE"):
             generate(tmp_path / "x", **wrong)
     assert not list(tmp_path.iterdir())

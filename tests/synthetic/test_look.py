@@ -8,7 +8,7 @@ from synthetic import look, plan
 
 
 def test_a_sheet_is_drawn_and_an_existing_one_kept(tmp_path):
-    made = plan.checked(look.PATCHES, "internal", "li2025", 1, "nifti", 1, 32, 2, [])
+    made = plan.checked(0, look.PATCHES, "internal", "li2025", 1, "nifti", 1, 32, 2, [])
     look.contact_sheet(tmp_path / "sheet.png", made)
     picture = matplotlib.image.imread(tmp_path / "sheet.png")
     assert picture.shape[0] > picture.shape[1] > 1000

@@ -226,6 +226,22 @@ def test_bytes_do_not_depend_on_threads(tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+def test_a_folder_that_begins_later_holds_the_same_people_as_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "SHARD", 8)
+    synthetic.generate(tmp_path / "whole", patients=30)
+    synthetic.generate(tmp_path / "part", patients=11, first=14)
+    whole, part = contents(tmp_path / "whole" / "images"), contents(tmp_path / "part" / "images")
+    part.pop("images.csv")
+    assert len(part) == 11
+    assert part.items() <= whole.items()
+    for frames in (records, lambda f: pd.read_parquet(f / "truth" / "latents.parquet")):
+        a, b = (frames(tmp_path / name) for name in ("whole", "part"))
+        a = a[a["subject_id"].isin(b["subject_id"].unique())]
+        key = [c for c in ("subject_id", "time", "code") if c in a]
+        a, b = (frame.sort_values(key, kind="stable", ignore_index=True) for frame in (a, b))
+        pd.testing.assert_frame_equal(a, b)
+
+
 def test_images_and_records_depend_on_the_readout_alone(tmp_path, monkeypatch):
     synthetic.generate(tmp_path / "a", patients=12)
     sample = World.sample
@@ -252,8 +268,8 @@ def test_the_truth_lies_in_its_own_folder(nifti):
     label = pd.read_parquet(nifti / "labels" / "malignancy" / "0.parquet")
     assert (oracle["y"] == label["boolean_value"]).all()
     assert set(oracle) == {
-        *("subject_id", "prediction_time", "y", "env_bayes_image", "env_bayes_ehr", "env_bayes_both"),
-        *("c_blind_both", "source_bayes_both", "mayo", "brock"),
+        *("subject_id", "prediction_time", "y", "causal_z", "mayo", "brock"),
+        *(f"{score}_{view}" for score in ("env_bayes", "source_bayes", "c_blind") for view in ("image", "ehr", "both")),
     }
     latents = pd.read_parquet(nifti / "truth" / "latents.parquet")
     assert (latents["subject_id"] == label["subject_id"]).all()

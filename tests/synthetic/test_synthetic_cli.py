@@ -21,7 +21,7 @@ def test_json_is_the_only_line_on_standard_output(tmp_path, capsys):
     assert out.count("\n") == 1
     assert json.loads(out) | {"positives": 0, "ehr_rows": 0} == {
         **{"out": str(tmp_path / "w"), "preset": "li2025", "site": "internal", "seed": 0, "patients": 2, "images": 2},
-        **{"positives": 0, "ehr_rows": 0, "image_format": "nifti", "size": 32, "scans": 1, "leaks": []},
+        **{"positives": 0, "ehr_rows": 0, "image_format": "nifti", "size": 32, "scans": 1, "leaks": [], "first": 0},
     }
 
 
@@ -93,6 +93,11 @@ def test_icu_stays_and_a_sheet_are_made_from_the_command_line(tmp_path, capsys):
         ["generate", "--out", "x", "--size", "33"],
         ["generate", "--out", "x", "--scans", "4"],
         ["generate", "--out", "x", "--icu", "--knob", "spec=2"],
+        ["generate", "--out", "x", "--icu", "--leak", "order_tells"],
+        ["generate", "--out", "x", "--icu", "--format", "dicom"],
+        ["generate", "--out", "x", "--first", "-1"],
+        ["generate", "--out", "x", "--first", "999999", "--patients", "2"],
+        ["oracle", "--particles", "8"],
         ["generate", "--out", "x", "--icu", "--site", "internal", "--site", "external"],
         ["oracle", "--preset", "none"],
         ["oracle", "--icu", "--patients", "3"],
