@@ -283,7 +283,11 @@ def _plan(options: argparse.Namespace) -> Result:
 
 
 def _show_audit(result: Mapping[str, Any]) -> None:
+    task = None
     for finding in result["findings"]:
+        if finding["task"] != task:
+            task = finding["task"]
+            print(f"labels {task}:", file=sys.stderr)
         print(f"{finding['verdict']:<15}{finding['check']:<5}{finding['name']}: {finding['sentence']}", file=sys.stderr)
         if finding["verdict"] in ("warn", "fail"):
             print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)

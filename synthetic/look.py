@@ -52,7 +52,7 @@ def _show(axes: Axes, plane: np.ndarray, title: str, malignant: bool, window: tu
     axes.imshow(plane.T, cmap="gray", vmin=window[0], vmax=window[1], origin="lower", interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(title, fontsize=7, color=_COLOURS[bool(malignant)])
+    axes.set_title(title, fontsize=8, color=_COLOURS[bool(malignant)])
     for side in axes.spines.values():
         side.set(color=_COLOURS[bool(malignant)], linewidth=2)
 
@@ -153,8 +153,8 @@ def _draw_timelines(part: SubFigure, plan: Plan, persons: list[dict[Any, Any]]) 
 
 def _draw_stays(part: SubFigure, seed: int) -> None:
     part.suptitle(
-        "ICU stays: state (lines; dashed = never treated, same patient and noise), treatment (orange), a drawn lab (dots), "
-        "onset of deterioration (dotted), death (cross) or discharge (arrow)"
+        "ICU stays: the three states (lines; thin = the same patient and noise, never treated), hours treated (grey), lab 1 (dots), "
+        "onset of deterioration (dotted line), death (cross) or discharge (arrow)"
     )
     law = icu.Icu()
     many, never = (icu.simulate(law, seed, 0, 200, policy) for policy in ("observed", "never"))
@@ -166,10 +166,10 @@ def _draw_stays(part: SubFigure, seed: int) -> None:
         hours = np.arange(min(end + 1, law.hours))
         for k, colour in enumerate(_STATE_COLOURS):
             axes.plot(hours, many.states[i, : len(hours), k], color=colour, linewidth=1.6)
-            axes.plot(never.states[i, :, k], color=colour, linewidth=0.7, linestyle="--")
-        axes.plot(hours, many.labs[i, : len(hours), 0], "o", color="#888888", markersize=3)
+            axes.plot(never.states[i, :, k], color=colour, linewidth=0.6)
+        axes.plot(hours, many.labs[i, : len(hours), 0], "o", color="k", markersize=3)
         for hour in np.flatnonzero(many.treated[i, : len(hours)]):
-            axes.axvspan(hour, hour + 1, color="#fdb863", alpha=0.4, linewidth=0)
+            axes.axvspan(hour, hour + 1, color="#cccccc", alpha=0.6, linewidth=0)
         if np.isfinite(many.onset_h[i]) and many.onset_h[i] < law.hours:
             axes.axvline(many.onset_h[i], linestyle=":", color="k")
         for hour, marker, colour in ((many.death_h[i], "X", "k"), (many.discharge_h[i], ">", "#2166ac")):

@@ -239,30 +239,51 @@ def _falls(found: dict[str, float], order: Sequence[str]) -> bool:
     return all(found[a] > found[b] for a, b in pairwise(order))
 
 
+_SHORT = {
+    "fusion_weak": "weak",
+    "fusion_tuned": "tuned",
+    "env_bayes_both": "env",
+    "source_bayes_both": "source",
+    "c_blind_both": "c-blind",
+    "jepa > weak > image": "J>W>I",
+    "image > jepa": "I>J",
+    "tuned > jepa": "T>J",
+}
+_LEGEND = """\
+arms: image, ehr alone; weak, tuned: both by ridge with a little and with a tuned penalty; jepa: canonical correlation; pca.
+oracles of both modalities: env knows the site's law, source the internal one, c-blind takes the pathway to say nothing.
+J>W>I, I>J, T>J: seeds in which jepa > weak > image, image > jepa, tuned > jepa.
+knobs: trained inside, judged where that one knob is turned. training: a fault of the training data. structure: other worlds."""
+_PARTS = {
+    "warning": "inside; reweighted until c, or a noisy tag of it, says nothing of the label; where c says nothing; outside",
+    "mitigation": "heads that lean less on the pathway, inside and outside",
+}
+
+
 def lines(result: dict[str, Any]) -> list[str]:
     """``run``'s result as text: one line a setting, means over seeds; orderings as seeds out of all."""
     shown = [f"{name}_both" for name in ("env_bayes", "source_bayes", "c_blind")]
-    heads = [f"{head:>7}" for head in (*arms.ARMS, *(name.removesuffix("_both") for name in shown), *ORDERINGS)]
-    text = [f"AUC at level 0, preset {result['preset']}, mean of {result['seeds']} seeds"]
+    heads = [_SHORT.get(name, name) for name in (*arms.ARMS, *shown, *ORDERINGS)]
+    text = [f"AUC at level 0, preset {result['preset']}, mean of {result['seeds']} seeds", _LEGEND]
     for table, rows in result["tables"].items():
-        width = 2 + max(len(table), *(len(row["row"]) for row in rows))
-        text += ["", f"{table:<{width}}" + "".join(f"{head:>{len(head) + 2}}" for head in heads)]
+        width = 2 + max(len(table) + 12, *(len(row["row"]) for row in rows))
+        labels = {row["n_labelled"] for row in rows}
+        name = f"{table}, {labels.pop()} labels" if len(labels) == 1 else table
+        text += ["", f"{name:<{width}}" + "".join(f"{head:>8}" for head in heads)]
         for row in rows:
             means = [row["arms"][arm]["mean"] for arm in arms.ARMS] + [row["oracles"][name]["mean"] for name in shown]
             cells = [f"{mean:.3f}" for mean in means] + [f"{k}/{result['seeds']}" for k in row["orderings"].values()]
             marks = "  above env-Bayes: " + ", ".join(row["above_env_bayes"]) if row["above_env_bayes"] else ""
-            padded = (f"{cell:>{len(head) + 2}}" for cell, head in zip(cells, heads, strict=True))
-            text.append(f"{row['row']:<{width}}" + "".join(padded) + marks)
-    for part in ("warning", "mitigation"):
+            text.append(f"{row['row']:<{width}}" + "".join(f"{cell:>8}" for cell in cells) + marks)
+    for part, says in _PARTS.items():
         names = list(next(iter(result[part].values())))
-        text += ["", f"{part:<40}" + "".join(f"{name:>18}" for name in names)]
-        text += [
-            f"{row:<40}" + "".join(f"{found[name]['mean']:>18.3f}" for name in names)
-            for row, found in result[part].items()
-        ]
+        text += ["", f"{part}, {find_preset(result['preset']).n_labelled} labels: {says}"]
+        text.append(" " * 38 + "".join(f"{name:>18}" for name in names))
+        for row, found in result[part].items():
+            text.append(f"{row:<38}" + "".join(f"{found[name]['mean']:>18.3f}" for name in names))
     singles = {f"JEPA code, {row}": found for row, found in result["code"].items()}
     singles["shuffled labels (0.5 but for chance)"] = result["shuffled"]
     text.append("")
     for row, found in singles.items():
-        text.append(f"{row:<40}" + ", ".join(f"{name} {value['mean']:.3f}" for name, value in found.items()))
+        text.append(f"{row:<38}" + ", ".join(f"{name} {value['mean']:.3f}" for name, value in found.items()))
     return text
