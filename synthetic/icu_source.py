@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -24,6 +23,7 @@ from synthetic.icu_oracle import DEATHS
 from synthetic.icu_records import IcuVocabulary, hourly_truth, records
 from synthetic.plan import check_range, split_of
 from synthetic.presets import Site
+from synthetic.workers import in_order
 
 SHARD = 250  # stays a worker takes at a time, and a record file is made from
 PARTICLES = 256
@@ -43,15 +43,14 @@ def generate(
     check_range(first, patients, seed, workers)
     if law.hours <= max(last for _, last in DEATHS):
         raise Refusal("SYNTHETIC_RANGE", f"hours={law.hours}: the labels need 48 at least")
-    starts, end = range(first, first + patients, SHARD), first + patients
-    make = partial(_shard, site, law, seed)
-    jobs = (joblib.delayed(make)(start, min(SHARD, end - start)) for start in starts)
+    end = first + patients
+    ranges = [(start, min(SHARD, end - start)) for start in range(first, end, SHARD)]
     totals = {"deaths": 0, "ehr_rows": 0}
     with atomic_path(fresh_folder(out, "folder")) as folder:
         folder.mkdir(parents=True)
         with (
             bar(f"ICU stays of site {site.name}", patients) as progress,
-            closing(joblib.Parallel(n_jobs=min(workers, len(starts)), return_as="generator")(jobs)) as pieces,
+            closing(in_order(partial(_shard, site, law, seed), ranges, workers)) as pieces,
             tables.Tables(folder) as written,
         ):
             for number, piece in enumerate(pieces):

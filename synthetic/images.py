@@ -24,7 +24,7 @@ _INTERCEPT_HU = -1024
 class Scan:
     """One CT as a hospital holds it: source patient and date, voxels int16 HU [X, Y, Z] in RAS+.
 
-    name: made-up name of the file or folder. uid: SeriesInstanceUID (DICOM only). origin_mm: RAS of voxel (0, 0, 0).
+    name: made-up name of the file or folder. sex: F, M or empty. uid: SeriesInstanceUID (DICOM only). origin_mm: RAS of voxel (0, 0, 0).
     protocol: contrast, thickness_mm, kernel and voxel_mm (in the plane; slices are 1 mm apart), one record of
     ``synthetic.ct.parameters``.
     """
@@ -32,7 +32,7 @@ class Scan:
     name: str
     uid: UID
     patient_id: str
-    female: bool
+    sex: str
     time: datetime
     origin_mm: tuple[float, float, float]
     voxels: Array
@@ -135,7 +135,7 @@ def _series_header(scan: Scan) -> Dataset:
     header.Modality, header.BodyPartExamined, header.PatientPosition = "CT", "CHEST", "HFS"
     header.Manufacturer, header.ManufacturerModelName = "Synthetic", "World"
     header.PatientID, header.PatientName, header.PatientBirthDate = scan.patient_id, "", ""
-    header.PatientSex = "F" if scan.female else "M"
+    header.PatientSex = scan.sex
     for part in ("Study", "Series", "Acquisition", "Content"):
         setattr(header, f"{part}Date", scan.time.strftime("%Y%m%d"))
         setattr(header, f"{part}Time", scan.time.strftime("%H%M%S"))

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +17,7 @@ from mmjepa.progress import bar
 from synthetic import concepts, ct, events, images, leaks, tables, truth
 from synthetic.plan import Plan, image_id, people, pictures, scan_name, scan_second, scan_time, scan_uid
 from synthetic.presets import describe, find_preset
+from synthetic.workers import in_order
 from synthetic.world import Subjects
 
 TASK = "malignancy"
@@ -35,11 +36,11 @@ def generate(out: Path, plan: Plan, patients: int, workers: int, first: int = 0)
         for part in ("images", "identity"):
             (folder / part).mkdir(parents=True)
         ranges, end = list(_ranges(first, patients)), first + patients
-        jobs = (joblib.delayed(_make)(plan, start, count, folder / "images") for start, count in ranges)
+        make = partial(_make, plan, folder / "images")
         with (
             threadpool_limits(1),  # their number decides the last bits of a product
             bar(f"Patients of site {plan.name}", patients) as progress,
-            closing(joblib.Parallel(n_jobs=min(workers, len(ranges)), return_as="generator")(jobs)) as pieces,
+            closing(in_order(make, ranges, workers)) as pieces,
             tables.Tables(folder) as written,
         ):
             shard: list[pa.Table] = []
@@ -75,7 +76,7 @@ def _ranges(first: int, patients: int) -> Iterator[tuple[int, int]]:
             yield start, min(CHUNK, end - start)
 
 
-def _make(plan: Plan, first: int, count: int, folder: Path) -> pa.Table:
+def _make(plan: Plan, folder: Path, first: int, count: int) -> pa.Table:
     """Write the images of a range of subjects and return their record rows."""
     subjects = plan.sample(first, count)
     persons = people(plan, first, count, subjects)
@@ -85,7 +86,7 @@ def _make(plan: Plan, first: int, count: int, folder: Path) -> pa.Table:
     for row, person in enumerate(persons.to_dict("records")):
         if not person["unpaired"]:
             for scan, records in enumerate(shown):
-                _write_image(plan, person, first + row, scan, records[row], subjects.t["ehr"][row], folder)
+                _write_image(plan, person, first + row, scan, records[row], _sex(plan, subjects, row), folder)
         rows = record(plan, person, first + row, subjects, row, facts[row])
         site, number = person["site"], person["subject_id"]
         ids = {
@@ -96,14 +97,21 @@ def _make(plan: Plan, first: int, count: int, folder: Path) -> pa.Table:
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _write_image(plan: Plan, person: dict, subject: int, scan: int, row: dict, t_ehr: np.ndarray, folder: Path) -> None:
+def _sex(plan: Plan, subjects: Subjects, row: int) -> str:
+    """F or M; empty where there is no record."""
+    if not subjects.seen_ehr[row]:
+        return ""
+    return "F" if events.background(subjects.t["ehr"][row], plan.world.loaded("ehr"))["female"] else "M"
+
+
+def _write_image(plan: Plan, person: dict, subject: int, scan: int, row: dict, sex: str, folder: Path) -> None:
     site = plan.sites[person["site"]]
     write = images.write_dicom if plan.image_format == "dicom" else images.write_nifti
     image = images.Scan(
         name=scan_name(plan, site, subject, scan),
         uid=scan_uid(plan, site, subject, scan),
         patient_id=person["patient_id"],
-        female=bool(events.background(t_ehr, plan.world.loaded("ehr"))["female"]),
+        sex=sex,
         time=scan_time(person, scan),
         origin_mm=images.origin_mm(plan.seed, row["body"]),
         voxels=ct.render(row, plan.seed, row["body"], scan, size=plan.size),

@@ -36,7 +36,7 @@ def scan(size=32, voxel_mm=1.0, key=0, **protocol):
         name=f"scan{key}",
         uid=images.uid("series", key),
         patient_id="HX1234567",
-        female=True,
+        sex="F",
         time=datetime(2019, 3, 4, 5, 6, 7),
         origin_mm=images.origin_mm(0, key),
         voxels=voxels,
