@@ -3,8 +3,10 @@
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +21,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _new_path(text: str) -> Path:
+    """A path that a finished file or folder can be renamed to."""
+    path = Path(text)
+    if not path.name or path.is_symlink() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r} names no new file or folder")
+    return path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +71,7 @@ def _add_generate(verbs: Any) -> argparse.ArgumentParser:
     _add_site(verb)
     _add_seed(verb)
     verb.add_argument(
-        "--out", required=True, type=Path, metavar="X", help="folder to write; must not hold anything yet"
+        "--out", required=True, type=_new_path, metavar="X", help="folder to write; must not hold anything yet"
     )
     _add_workers(verb)
     return verb
@@ -109,7 +119,7 @@ def _add_look(verbs: Any) -> argparse.ArgumentParser:
         description="Draw a contact sheet of the first subjects of a site, for a person to look at.",
     )
     verb.add_argument(
-        "--out", type=Path, default=Path("world.png"), metavar="X", help="png, pdf or svg (default world.png)"
+        "--out", type=_new_path, default=Path("world.png"), metavar="X", help="png, pdf or svg (default world.png)"
     )
     _add_site(verb)
     _add_seed(verb)
@@ -167,7 +177,7 @@ def _generate(args: argparse.Namespace) -> dict[str, Any]:
         result = generate(args.out, site=sites, preset=args.preset, **common, **asked)
         rows = f"{result['positives']} with cancer, {result['ehr_rows']} record rows, {result['images']} images"
         say(f"{result['out']}: {result['patients']} patients, {rows}")
-    say(f"Next: mmjepa ingest {result['out']} --out COHORT")
+    say(f"Next: mmjepa ingest {shlex.quote(result['out'])} --out COHORT")
     return result
 
 
@@ -274,6 +284,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except OSError as error:
         say(f"refused: FILE_ACCESS: {error.filename or args.verb}: {error.strerror or type(error).__name__}")
+        return 2
+    except (BrokenExecutor, MemoryError):
+        say("refused: OUT_OF_MEMORY: a process found no memory or was killed. Ask for fewer --workers")
         return 2
     except KeyboardInterrupt:
         say("interrupted; nothing was left behind")

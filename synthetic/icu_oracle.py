@@ -187,8 +187,10 @@ def risk_table(stays: Stays, law: Icu, particles: int, seed: int, know_state: bo
 
 
 def _check(stays: int, particles: int, law: Icu) -> None:
-    if stays < 500 or particles < 2 or law.hours < 48:
-        raise Refusal("SYNTHETIC_RANGE", "ICU tables need 500 stays, 2 particles and 48 hours at least")
+    if not (500 <= stays <= 1_000_000 and 2 <= particles <= 100_000) or law.hours < 48:
+        raise Refusal(
+            "SYNTHETIC_RANGE", "ICU tables need 500 to 1000000 stays, 2 to 100000 particles, 48 hours or more"
+        )
 
 
 def icu_table(stays: int, particle_stays: int, particles: int, seed: int, law: Icu | None = None) -> dict[str, dict]:

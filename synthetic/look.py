@@ -85,7 +85,7 @@ def _draw_scans(part: SubFigure, plan: Plan, shown: list, persons: list[dict[Any
         air.hist(volume.ravel(), bins=80, color="#555555", log=True)
         air.set_title("HU", fontsize=7)
         air.tick_params(labelsize=6)
-    wanted = [int(np.flatnonzero(label)[0]), int(np.flatnonzero(~label)[0])]
+    wanted = [int((label != kind).argmin()) for kind in (True, False)]  # the first of each kind, if there is one
     for start, i in zip((0, 4), wanted, strict=True):
         volumes = []
         for k, frame in enumerate(shown):

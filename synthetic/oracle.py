@@ -135,7 +135,7 @@ def table(preset: str, site: str, patients: int, seed: int) -> dict[str, float]:
 def over_seeds(job: Callable[[int], Result], seeds: int, workers: int, label: str) -> list[Result]:
     """``job(seed)`` for seeds 0 .. seeds - 1 in ``workers`` processes, with progress; one thread each, so equal bytes."""
     jobs = (joblib.delayed(_single_threaded)(job, seed) for seed in range(seeds))
-    with closing(joblib.Parallel(workers, return_as="generator")(jobs)) as results:
+    with closing(joblib.Parallel(min(workers, seeds), return_as="generator")(jobs)) as results:
         return list(track(results, label, seeds))
 
 
@@ -144,13 +144,23 @@ def _single_threaded(job: Callable[[int], Result], seed: int) -> Result:
         return job(seed)
 
 
+def check_range(patients: int, least: int, seeds: int, workers: int) -> None:
+    """Refusal ``SYNTHETIC_RANGE`` for numbers with which no table can be made."""
+    for what, value, low, high in (
+        ("patients", patients, least, 1_000_000),
+        ("seeds", seeds, 1, 10_000),
+        ("workers", workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise Refusal("SYNTHETIC_RANGE", f"{what}={value} is outside {low}..{high}")
+
+
 def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict[str, Any]:
     """Every oracle at every named site of a preset: {"sites": {site: {oracle: mean, sd, interval, values over seeds}}, ...}.
 
     The numbers do not depend on ``workers``. Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
     """
-    if patients < 10 or seeds < 1:
-        raise Refusal("SYNTHETIC_RANGE", "the oracle needs at least 10 patients and 1 seed")
+    check_range(patients, 10, seeds, workers)
     sites = list(pick(SITES, preset, "preset"))
 
     def one(seed: int) -> dict[str, dict[str, float]]:

@@ -1,5 +1,6 @@
 """Presets (a world's constants) and sites (the knobs by which hospitals differ), by name and by hand."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -100,6 +101,10 @@ class Site:
     unpaired: float = 0.0
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,31}", self.name):  # it stands in codes and in DICOM patient ids
+            raise Refusal(
+                "SYNTHETIC_RANGE", f"{self.name!r} names no site", "Take a letter, then letters, digits, _ or -"
+            )
         for name, (low, high) in _RANGES.items():
             if not low <= getattr(self, name) <= high:
                 raise Refusal("SYNTHETIC_RANGE", f"{name}={getattr(self, name)} is outside {low}..{high}")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from mmjepa.refusal import Refusal
 from synthetic import arms, oracle, safeguards
 from synthetic.draws import Array, generator
 from synthetic.presets import SITES, Preset, Site, find_preset, pick
@@ -190,8 +189,7 @@ def run(preset: str, seeds: int, patients: int = 4000, workers: int = 1) -> dict
 
     Raises Refusal: ``SYNTHETIC_UNKNOWN`` (preset), ``SYNTHETIC_RANGE`` (numbers).
     """
-    if patients < 100 or seeds < 1:
-        raise Refusal("SYNTHETIC_RANGE", "the suite needs at least 100 patients and 1 seed")
+    oracle.check_range(patients, 100, seeds, workers)
     rows = settings(preset)
     found = oracle.over_seeds(partial(_suite, preset, rows, patients), seeds, workers, "Shift experiments, seeds")
     tables: dict[str, list[dict[str, Any]]] = {}

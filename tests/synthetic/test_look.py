@@ -5,6 +5,7 @@ import pytest
 
 from mmjepa.refusal import Refusal
 from synthetic import look, plan
+from synthetic.presets import find_sites
 
 
 def test_a_sheet_is_drawn_and_an_existing_one_kept(tmp_path):
@@ -19,3 +20,10 @@ def test_a_sheet_is_drawn_and_an_existing_one_kept(tmp_path):
     assert (tmp_path / "sheet.png").read_bytes() == before
     with pytest.raises(Refusal, match="png, pdf, svg"):
         look.contact_sheet(tmp_path / "sheet.docx", made)
+
+
+@pytest.mark.parametrize("bias", [-10, 10])
+def test_a_site_where_all_or_none_have_the_outcome_is_drawn(bias, tmp_path):
+    sites = find_sites("li2025", ["internal"], [f"bias_shift={bias}"])
+    made = plan.checked(0, look.PATCHES, sites, "li2025", 0, "nifti", 1, 32, 1, [])
+    assert look.contact_sheet(tmp_path / "sheet.png", made)["patches"] == look.PATCHES

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,20 @@ def test_icu_stays_and_a_sheet_are_made_from_the_command_line(tmp_path, capsys):
         ["look", "--out", "x.doc"],
         ["bake"],
         ["generate", "--out", "/dev/null/x", "--patients", "1"],
+        ["generate", "--out", "", "--patients", "1"],
+        ["generate", "--out", ".", "--patients", "1"],
+        ["generate", "--out", "\udcff", "--patients", "1"],
+        ["look", "--out", ""],
+        ["generate", "--out", "x", "--site", "", "--knob", ".rho=0"],
+        ["generate", "--out", "x", "--site", "東", "--knob", "東.rho=0"],
+        ["oracle", "--workers", "0"],
+        ["oracle", "--workers", "100000"],
+        ["oracle", "--patients", "10000000000"],
+        ["oracle", "--icu", "--particles", "100000000"],
+        ["shift", "--workers", "-1"],
+        ["generate", "--icu", "--out", "x", "--seed", str(2**64)],
+        ["generate", "--icu", "--out", "x", "--knob", "hours=1e18"],
+        ["generate", "--icu", "--out", "x", "--knob", "noise=.1"],
     ],
 )
 def test_bad_arguments_end_with_code_2_and_one_line(line, capsys, tmp_path, monkeypatch):
@@ -119,6 +134,15 @@ def test_bad_arguments_end_with_code_2_and_one_line(line, capsys, tmp_path, monk
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_is_no_new_folder_and_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink("nowhere", "link")
+    with pytest.raises(SystemExit):
+        main(["generate", "--patients", "1", "--out", "link"])
+    assert "names no new" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -147,6 +171,19 @@ def test_an_interrupt_leaves_nothing_behind(workers, tmp_path):
     assert "Traceback" not in said
     assert process.returncode == 130
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [BrokenExecutor("a worker is gone"), MemoryError()])
+def test_a_process_that_is_killed_for_memory_ends_the_command_with_one_line(error, monkeypatch, capsys):
+    def run(*_):
+        raise error
+
+    monkeypatch.setattr("synthetic.oracle.run", run)
+    assert main(["oracle"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("refused: OUT_OF_MEMORY")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
 
 
 def test_the_world_imports_no_model_room():
