@@ -357,5 +357,5 @@ def test_every_preset_has_a_suite_and_nonsense_is_refused():
         assert {row.table for row in shift.settings(preset)} == {"arms", "knobs", "training", "structure"}
     with pytest.raises(Refusal, match="li2025"):
         shift.run("li2026", seeds=1)
-    with pytest.raises(Refusal, match="at least"):
+    with pytest.raises(Refusal, match="outside"):
         shift.run("li2025", seeds=0)

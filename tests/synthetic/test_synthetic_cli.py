@@ -145,8 +145,8 @@ def test_a_link_is_no_new_folder_and_is_refused_before_the_work(tmp_path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["link"]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_interrupt_leaves_nothing_behind(workers, tmp_path):
+@pytest.mark.parametrize(("workers", "stop"), [("1", signal.SIGINT), ("2", signal.SIGINT), ("2", signal.SIGTERM)])
+def test_an_interrupt_leaves_nothing_behind(workers, stop, tmp_path):
     line = [
         sys.executable,
         "-m",
@@ -165,7 +165,7 @@ def test_an_interrupt_leaves_nothing_behind(workers, tmp_path):
     while not list(tmp_path.glob(".w.*/images/*.nii")):
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    os.killpg(process.pid, stop)  # as a terminal does: to the workers too
     said = process.communicate(timeout=30)[1].decode()
     assert said.rstrip().endswith("interrupted; nothing was left behind")
     assert "Traceback" not in said
