@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
@@ -243,7 +242,7 @@ def _patients(args: argparse.Namespace, default: int) -> int:
 
 def _print(args: argparse.Namespace, lines: Iterator[str] | list[str]) -> None:
     if not args.json:
-        print("\n".join(lines))
+        print("\n".join(lines), flush=True)
 
 
 def _oracle_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -279,6 +278,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         result = {"generate": _generate, "oracle": _oracle, "shift": _shift, "look": _look}[args.verb](args)
+        if args.json:
+            print(json.dumps(result), flush=True)
     except Refusal as refusal:
         say(f"refused: {refusal}")
         return 2
@@ -291,6 +292,4 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; nothing was left behind")
         return 130
-    if args.json:
-        sys.stdout.write(json.dumps(result) + "\n")
     return 0

@@ -1,6 +1,8 @@
 """The command line of the synthetic world."""
 
 import ast
+import errno
+import io
 import json
 import os
 import signal
@@ -134,6 +136,17 @@ def test_bad_arguments_end_with_code_2_and_one_line(line, capsys, tmp_path, monk
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_results_that_find_no_room_end_with_one_line(form, monkeypatch, capsys):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sys.stdout", Full())
+    assert main(["oracle", "--patients", "100", "--seeds", "1", *form]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "refused: FILE_ACCESS: oracle: No space left on device"
 
 
 def test_a_link_is_no_new_folder_and_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
