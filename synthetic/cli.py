@@ -38,7 +38,11 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for add in (_add_generate, _add_oracle, _add_shift, _add_look):
         verb = add(verbs)
-        verb.add_argument("--preset", default="li2025", help="the world's constants: li2025 (default) or base")
+        verb.add_argument(
+            "--preset",
+            default="li2025",
+            help="the world's constants: li2025 (default), groups (age and sex matter) or base",
+        )
         verb.add_argument(
             "--json", action="store_true", help="print one JSON object on standard output and nothing else"
         )

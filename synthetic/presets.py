@@ -144,6 +144,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 PRESETS = {
     "li2025": Preset(),
+    "groups": Preset(w_b=0.5),
     "base": Preset(
         a_s_image=0.25,
         a_s_ehr=0.7,
@@ -165,6 +166,10 @@ SITES = {
     "li2025": {
         "internal": Site(name="internal", rho=0.8, offset=_INSIDE),
         "external": Site(name="external", rho=-0.05, spec=1.4, code_shift=0.15, offset=_OUTSIDE),
+    },
+    "groups": {
+        "internal": Site(name="internal", rho=0.8, offset=_INSIDE),
+        "external": Site(name="external", rho=-0.05, spec=1.4, code_shift=0.15, group_shift=1.0, offset=_OUTSIDE),
     },
     "base": {
         "internal": Site(name="internal", rho=0.7, offset=_INSIDE),

@@ -97,7 +97,7 @@ def settings(preset: str) -> list[Setting]:
         for test in sites.values():
             rows.append(Setting("training", f"{knob}={value:g}, {test.name}", world, inside, train, test, FEW_LABELS))
     n = FEW_LABELS if preset == "li2025" else world.n_labelled
-    for name, (of_preset, of_sites) in STRUCTURES[preset].items():
+    for name, (of_preset, of_sites) in STRUCTURES.get(preset, {}).items():
         other = replace(world, **of_preset)
         inner, *outer = (replace(site, **of_sites) for site in sites.values())
         for test in (inner, *outer):

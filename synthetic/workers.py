@@ -10,7 +10,9 @@ Result = TypeVar("Result")
 AHEAD = 32  # pieces a worker may be ahead of the taker: joblib itself would make everything at once and let it pile up
 
 
-def in_order(make: Callable[..., Result], items: Sequence[tuple[Any, ...]], workers: int) -> Generator[Result, None, None]:
+def in_order(
+    make: Callable[..., Result], items: Sequence[tuple[Any, ...]], workers: int
+) -> Generator[Result, None, None]:
     """``make(*item)`` of every item, in order, through whichever joblib backend is in force."""
     window = AHEAD * workers
     with joblib.Parallel(n_jobs=min(workers, len(items)), return_as="generator") as parallel:

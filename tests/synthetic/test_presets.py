@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjepa.refusal import Refusal
+from synthetic import oracle
 from synthetic.presets import _RANGES, Site, find_preset, find_site, find_sites, turned
+from synthetic.world import World
 
 INTERNAL = find_site("li2025", "internal")
 
@@ -55,6 +57,18 @@ def test_an_unknown_knob_is_refused_with_the_nearest():
 
 def test_every_number_of_a_site_but_its_ids_is_a_knob_with_a_range_or_the_kernel_mix():
     assert {f.name for f in fields(Site)} - {"name", "offset", "kernel_mix"} == set(_RANGES)
+
+
+def test_where_groups_matter_risk_differs_by_sex_and_the_oracle_knows():
+    world, law = World.named("groups", 0), find_site("groups", "internal")
+    people = world.sample(law, 0, 8000)
+    women = people.z[:, world.group] > 0
+    assert people.y[women].mean() > people.y[~women].mean() + 0.1
+    plain = World.named("li2025", 0).sample(INTERNAL, 0, 8000)
+    assert abs(plain.y[women].mean() - plain.y[~women].mean()) < 0.05
+    assert oracle.auc(people.y, oracle.env_bayes(world, law, people, "both")) > 0.93
+    outside = world.sample(find_site("groups", "external"), 0, 8000)
+    assert (outside.z[:, world.group] > 0).mean() > 0.8
 
 
 def test_knobs_reach_every_site_or_the_one_named():
