@@ -151,7 +151,7 @@ def _add_seed(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_seeds(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--seeds", type=int, default=8, metavar="K", help="seeds 0 .. K-1 (default 8; ICU: one seed, 0)")
+    verb.add_argument("--seeds", type=int, metavar="K", help="seeds 0 .. K-1 (default 8; not for ICU stays)")
 
 
 def _add_workers(verb: argparse.ArgumentParser) -> None:
@@ -201,15 +201,16 @@ def _oracle(args: argparse.Namespace) -> dict[str, Any]:
     if args.icu:
         from synthetic.icu_oracle import LEGEND, icu_table
 
-        stays = 20_000 if args.patients is None else args.patients
-        particles = 256 if args.particles is None else args.particles
+        _refuse(args, ("seeds",), "with --icu")
+        stays = _given(args.patients, 20_000)
+        particles = _given(args.particles, 256)
         result = icu_table(stays, stays, particles, seed=0)
         _print(args, [*_icu_lines(result), "", LEGEND])
         return {"icu": True, "stays": stays, "particles": particles, "seed": 0} | result
     from synthetic import oracle
 
     _refuse(args, ("particles",), "without --icu")
-    result = oracle.run(args.preset, args.seeds, _patients(args, 4000), args.workers)
+    result = oracle.run(args.preset, _given(args.seeds, 8), _given(args.patients, 4000), args.workers)
     _print(args, _oracle_lines(result))
     return result
 
@@ -218,13 +219,14 @@ def _shift(args: argparse.Namespace) -> dict[str, Any]:
     if args.level == 2:
         from synthetic.icu_oracle import icu_shift_table
 
-        stays = _patients(args, 4000)
+        _refuse(args, ("seeds",), "at level 2")
+        stays = _given(args.patients, 4000)
         result = icu_shift_table(stays, 256, seed=0)
         _print(args, _knob_lines(result))
         return {"level": 2, "stays": stays, "seed": 0, "knobs": result}
     from synthetic import shift
 
-    result = shift.run(args.preset, args.seeds, _patients(args, 4000), args.workers)
+    result = shift.run(args.preset, _given(args.seeds, 8), _given(args.patients, 4000), args.workers)
     _print(args, shift.lines(result))
     return result
 
@@ -240,8 +242,8 @@ def _look(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _patients(args: argparse.Namespace, default: int) -> int:
-    return default if args.patients is None else args.patients
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
 
 
 def _print(args: argparse.Namespace, lines: Iterator[str] | list[str]) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import rankdata
 
 from mmjepa.progress import track
 from mmjepa.refusal import Refusal
 from synthetic.draws import Array
 from synthetic.icu import NONE, Icu, Stays, simulate
 from synthetic.icu_filter import ParticleFilter
+from synthetic.ranking import paired_difference
 
 Number = dict[str, float]
 DEATHS = ((12, 24), (24, 47))  # record seen to the first hour, death in the hours after it up to the second
@@ -68,11 +68,8 @@ def ratio(x: Array, of: Array) -> Number:
 
 def auc(y: Array, score: Array) -> Number:
     """Area under the ROC curve of bool y, ties one half, with DeLong's interval."""
-    n, m = int(y.sum()), int((~y).sum())
-    ranks = rankdata(score)
-    above = (ranks[y] - rankdata(score[y])) / m  # of each case: the share of controls below it
-    below = 1 - (ranks[~y] - rankdata(score[~y])) / n
-    return _number(above.mean(), np.sqrt(above.var() / n + below.var() / m))
+    above, error = paired_difference(y, score, np.zeros(len(y)))  # a score that says nothing has .5, without error
+    return _number(0.5 + above, error)
 
 
 def slope(y: Array, risk: Array) -> Number:

@@ -101,6 +101,8 @@ def test_icu_stays_and_a_sheet_are_made_from_the_command_line(tmp_path, capsys):
         ["generate", "--out", "x", "--first", "-1"],
         ["generate", "--out", "x", "--first", "999999", "--patients", "2"],
         ["oracle", "--particles", "8"],
+        ["oracle", "--icu", "--seeds", "3"],
+        ["shift", "--level", "2", "--seeds", "3"],
         ["generate", "--out", "x", "--icu", "--site", "internal", "--site", "external"],
         ["oracle", "--preset", "none"],
         ["oracle", "--icu", "--patients", "3"],
