@@ -6,18 +6,22 @@ import numpy as np
 
 from mmjepa.refusal import Refusal
 
-WINDOWS_HU = {"wide": (-1000.0, 1000.0), "lung": (-1350.0, 150.0), "dsb": (-1200.0, 600.0)}
+WINDOWS_HU = {"wide": (-1000, 1000), "lung": (-1350, 150), "dsb": (-1200, 600)}
 
 
-def windowed(hu: np.ndarray, names: Sequence[str] = ("wide",)) -> np.ndarray:
-    """int16 HU [X, Y, Z] -> float32 [C, X, Y, Z] in [0, 1], one channel a window. Raises Refusal WINDOW_UNKNOWN."""
+def windowed(hu: np.ndarray, names: Sequence[str] = ("wide",), out: np.ndarray | None = None) -> np.ndarray:
+    """int16 HU [X, Y, Z] -> float32 [C, X, Y, Z] in [0, 1], one channel a window, written to ``out`` when given.
+
+    Raises Refusal WINDOW_UNKNOWN.
+    """
     unknown = [name for name in names if name not in WINDOWS_HU]
     if unknown or not names:
         raise Refusal("WINDOW_UNKNOWN", f"no window {unknown or 'is named'}", f"Known: {', '.join(WINDOWS_HU)}")
-    channels = np.empty((len(names), *hu.shape), dtype=np.float32)
+    channels = np.empty((len(names), *hu.shape), dtype=np.float32) if out is None else out
     for channel, name in zip(channels, names, strict=True):
         low, high = WINDOWS_HU[name]
-        np.subtract(hu, np.float32(low), out=channel)
+        part = np.clip(hu, low, high)  # still int16, half the bytes; no window is too wide for int16 after the shift
+        part -= low
+        channel[...] = part
         channel /= high - low
-        np.clip(channel, 0, 1, out=channel)
     return channels

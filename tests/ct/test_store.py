@@ -1,6 +1,9 @@
-"""The store, its crops, windows and other voxel sizes."""
+"""The store, its crops and other voxel sizes."""
 
+import os
 import pickle
+import shutil
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -10,8 +13,8 @@ from hypothesis import strategies as st
 
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.ct.resample import crop_mm, resample_hu, triangle_weights
-from mmjepa.ct.store import AIR_HU, VolumeStore
-from mmjepa.ct.window import windowed
+from mmjepa.ct.store import AIR_HU, VolumeStore, transform_hash, write_voxels
+from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
@@ -51,8 +54,6 @@ def test_the_store_travels_to_a_worker_and_its_maps_are_read_only(store, image_i
 
 
 def test_what_is_missing_torn_or_unknown_is_refused(tmp_path, cohort, image_id):
-    import shutil
-
     with pytest.raises(Refusal, match="INDEX_MISSING"):
         VolumeStore(tmp_path)
     shutil.copytree(cohort, tmp_path / "copy")
@@ -91,20 +92,105 @@ def test_a_crop_around_nothing_is_refused(store, image_id):
         store.crop_hu(image_id, (2, 2, 2), (50.0, 0.0, 0.0))
 
 
+@pytest.fixture
+def copy(cohort, tmp_path):
+    shutil.copytree(cohort, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_volume_of_another_source_than_the_index_or_other_settings_than_the_manifest_is_stale(copy, image_id):
+    sidecar, manifest = copy / f"ct/volumes/{image_id}.json", copy / "ct/manifest.json"
+    good = read_json(sidecar)
+    write_json(sidecar, {**good, "source_hash": "0" * 64})
+    with pytest.raises(Refusal, match="CACHE_STALE"):
+        VolumeStore(copy).crop_hu(image_id, (2, 2, 2))
+    write_json(sidecar, good)
+    VolumeStore(copy).crop_hu(image_id, (2, 2, 2))
+    told = read_json(manifest)
+    write_json(manifest, {**told, "settings": {**told["settings"], "min_slices": 7}})
+    with pytest.raises(Refusal, match="CACHE_STALE"):
+        VolumeStore(copy).crop_hu(image_id, (2, 2, 2))
+
+
+def test_a_file_that_changes_under_an_open_store_is_noticed(copy, image_id):
+    store = VolumeStore(copy)
+    before = store.crop_hu(image_id, (4, 4, 4))
+    path = copy / f"ct/volumes/{image_id}.npy"
+    volume = np.array(store.hu(image_id))
+    np.save(copy / "new.npy", (volume + 1).astype(np.int16))
+    os.replace(copy / "new.npy", path)
+    np.testing.assert_array_equal(store.crop_hu(image_id, (4, 4, 4)), before + 1)
+    path.unlink()
+    with pytest.raises(Refusal, match="CACHE_TORN"):
+        store.crop_hu(image_id, (4, 4, 4))
+
+
+def test_the_sidecar_hash_is_the_one_that_ingest_writes(cohort, image_id):
+    sidecar = read_json(cohort / f"ct/volumes/{image_id}.json")
+    assert transform_hash(sidecar["settings"]) == sidecar["transform_hash"]
+
+
+def test_open_volumes_are_few_whatever_the_store_holds(copy, image_id):
+    folder, index = copy / "ct/volumes", VolumeStore(copy).index
+    names = [f"{n:016x}" for n in range(30)]
+    for name in names:
+        for suffix in (".npy", ".json"):
+            os.link(folder / f"{image_id}{suffix}", folder / f"{name}{suffix}")
+    index = index.loc[[0] * 30].assign(image_id=names)
+    index.to_parquet(copy / "ct/index.parquet")
+    store = VolumeStore(copy)
+    for name in names:
+        store.crop_hu(name, (2, 2, 2))
+    assert len(store._open) <= 8
+
+
+def compressed(copy, image_id):
+    """The same cohort with its voxels in blosc2."""
+    folder = copy / "ct/volumes"
+    hu = np.load(folder / f"{image_id}.npy")
+    sidecar = read_json(folder / f"{image_id}.json")
+    write_json(folder / f"{image_id}.json", sidecar | write_voxels(folder, image_id, hu, "blosc2"))
+    (folder / f"{image_id}.npy").unlink()
+    return VolumeStore(copy), hu
+
+
+def test_compressed_voxels_give_the_same_volume_and_crops(copy, image_id):
+    pytest.importorskip("blosc2")
+    store, hu = compressed(copy, image_id)
+    np.testing.assert_array_equal(np.asarray(store.hu(image_id)), hu)
+    plain = np.full((6, 20, 3), AIR_HU, np.int16)
+    plain[:5, 5:15] = hu[7:12, :, 2:5]
+    np.testing.assert_array_equal(store.crop_hu(image_id, (6, 20, 3), (9.5, 4.5, 3.0)), plain)
+    assert crop_mm(store, image_id, (6, 6, 8), (1.0, 1.0, 1.0)).shape == (6, 6, 8)
+
+
+def test_a_torn_compressed_file_is_refused(copy, image_id):
+    pytest.importorskip("blosc2")
+    store, _ = compressed(copy, image_id)
+    path = copy / f"ct/volumes/{image_id}.b2nd"
+    whole = path.read_bytes()
+    for torn in (whole[:-2], b"", b"\0" * len(whole)):
+        path.write_bytes(torn)
+        with pytest.raises(Refusal, match="CACHE_TORN"):
+            store.crop_hu(image_id, (2, 2, 2))
+
+
+def test_compressing_without_the_extra_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "blosc2", None)
+    with pytest.raises(Refusal, match="EXTRA_MISSING"):
+        write_voxels(tmp_path, "a", np.zeros((2, 2, 2), np.int16), "blosc2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_written_voxels_are_read_as_they_were_and_their_size_is_told(tmp_path):
+    hu = np.asfortranarray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    told = write_voxels(tmp_path, "a", hu)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), hu)
+    assert told == {"format": "npy", "bytes": (tmp_path / "a.npy").stat().st_size}
+
+
 def test_a_point_in_mm_finds_its_voxel(store, image_id):
     assert store.voxel(image_id, (3.0, 4.5, 8.0)) == pytest.approx((3.0, 4.5, 2.0))
-
-
-def test_windows_are_channels_between_0_and_1():
-    hu = np.array([[[-3000, -1000, -600, 0, 600, 3071]]], dtype=np.int16)
-    out = windowed(hu, ("wide", "lung", "dsb"))
-    assert out.dtype == np.float32
-    assert out.shape == (3, 1, 1, 6)
-    np.testing.assert_allclose(out[0, 0, 0], [0, 0, 0.2, 0.5, 0.8, 1], rtol=1e-6)
-    np.testing.assert_allclose(out[1, 0, 0, 1:3], [350 / 1500, 0.5], rtol=1e-6)
-    np.testing.assert_allclose(out[2, 0, 0, 3:5], [1200 / 1800, 1], rtol=1e-6)
-    with pytest.raises(Refusal, match="WINDOW_UNKNOWN"):
-        windowed(hu, ("bone",))
 
 
 def test_resampling_keeps_a_linear_ramp_and_says_its_true_spacing():
