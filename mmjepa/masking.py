@@ -4,7 +4,9 @@ Every draw is a pure function of its arguments and a numpy generator keyed by (s
 and ranks never decide anything. The sampling rules are our reconstruction of arXiv 2509.15470.
 """
 
+import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,6 +15,8 @@ Mode = Literal["cross_modal", "temporal", "random_cells", "patches", "events"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 WITHIN = ("patches", "events")
 MODALITIES = ("ct", "ehr")
+PatchSampler = Literal["equal_blocks", "varied_blocks", "subset"]
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +47,34 @@ class CellMaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PatchMaskConfig:
-    """block: edge of a target block as a share of the token grid's edge. blocks: how many blocks (they may overlap).
-    visible: share of the whole grid that stays visible, drawn at random outside the blocks."""
+    """What of a volume's token grid is hidden, and what stays visible.
 
+    sampler: ``equal_blocks`` hides blocks of one size; ``varied_blocks`` draws the size and the aspect of each block;
+    ``subset`` hides single places at random, as many as equal blocks without overlap would.
+    blocks: how many blocks (they may overlap). block: edge of an equal block as a share of the grid's edge.
+    scale, aspect: of varied blocks, the least and largest share of the grid that one takes, and the largest ratio
+    between two of its edges, each edge a share of the grid's.
+    visible: share of the whole grid that stays visible, drawn at random from what is not hidden.
+    """
+
+    sampler: PatchSampler = "equal_blocks"
     block: float = 0.5
     blocks: int = 2
+    scale: tuple[float, float] = (0.1, 0.2)
+    aspect: float = 1.5
     visible: float = 0.25
 
     def __post_init__(self) -> None:
+        if self.sampler not in get_args(PatchSampler):
+            raise ValueError(f"sampler={self.sampler!r} is none of {get_args(PatchSampler)}")
         if not 0 < self.block < 1 or not 0 < self.visible < 1 or self.blocks < 1:
             raise ValueError(
                 f"block={self.block} and visible={self.visible} lie in (0, 1) and blocks={self.blocks} >= 1"
             )
+        if not 0 < self.scale[0] <= self.scale[1] < 1:
+            raise ValueError(f"scale={self.scale} must satisfy 0 < least <= largest < 1")
+        if not 1 <= self.aspect < float("inf"):
+            raise ValueError(f"aspect={self.aspect} must be a number from 1 on")
 
 
 @dataclass(frozen=True)
@@ -128,42 +148,92 @@ def _random_cells(present: np.ndarray, rng: np.random.Generator, config: CellMas
     return target.reshape(present.shape)
 
 
-def visible_count(grid: tuple[int, int, int], config: PatchMaskConfig) -> int:
+def visible_count(grid: Grid, config: PatchMaskConfig) -> int:
     """How many tokens stay visible: the same for every draw, so that a batch of masked volumes is rectangular."""
-    return max(1, round(config.visible * int(np.prod(grid))))
+    return max(1, round(config.visible * math.prod(grid)))
 
 
-def check_patches(grid: tuple[int, int, int], config: PatchMaskConfig) -> None:
-    """Whether every draw leaves enough tokens visible. Raises ValueError if blocks that do not overlap hide too much."""
-    hidden = config.blocks * int(np.prod([max(1, round(config.block * n)) for n in grid]))
-    left = int(np.prod(grid)) - hidden
-    if left < visible_count(grid, config):
-        raise ValueError(
-            f"blocks may hide {hidden} of {int(np.prod(grid))} tokens and {visible_count(grid, config)} should stay visible; "
-            "lower block, blocks or visible"
-        )
+@lru_cache(maxsize=64)
+def block_shapes(grid: Grid, config: PatchMaskConfig) -> tuple[Grid, ...]:
+    """The block shapes, in tokens, that a draw chooses from with equal chances.
 
-
-def draw_patches(
-    grid: tuple[int, int, int], rng: np.random.Generator, config: PatchMaskConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Visible and target places of a token grid: int64 [K] and int64 [M], raster indices, disjoint.
-
-    Block starts are uniform over 0..n-b inclusive. The visible ones are a random subset of what lies outside the blocks
-    (never a prefix in raster order, which would blind the model to the last slices).
+    One for equal blocks (and for ``subset``, which hides as much). For varied blocks all whose share of the grid lies in
+    ``scale`` and whose edges, as shares of the grid's, differ by ``aspect`` at most. Raises ValueError if there is none.
     """
-    edges = [max(1, round(config.block * n)) for n in grid]
-    hidden = np.zeros(grid, dtype=bool)
-    for _ in range(config.blocks):
-        start = [int(rng.integers(n - b + 1)) for n, b in zip(grid, edges, strict=True)]
-        hidden[tuple(slice(s, s + b) for s, b in zip(start, edges, strict=True))] = True
+    if config.sampler != "varied_blocks":
+        x, y, z = (max(1, round(config.block * n)) for n in grid)
+        return ((x, y, z),)
+    shapes = np.stack(np.meshgrid(*(np.arange(1, n + 1) for n in grid), indexing="ij"), axis=-1).reshape(-1, 3)
+    edges = shapes / np.array(grid)
+    share, ratio = edges.prod(axis=1), edges.max(axis=1) / edges.min(axis=1)
+    slack = 1e-9  # 3/4 over 1/2 is an aspect of 1.5
+    low, high = config.scale
+    fits = (share >= low - slack) & (share <= high + slack) & (ratio <= config.aspect + slack)
+    if not fits.any():
+        raise ValueError(
+            f"no block of a {grid} grid takes a share of it in scale={config.scale} within aspect={config.aspect}; "
+            "widen scale or aspect"
+        )
+    return tuple((x, y, z) for x, y, z in shapes[fits].tolist())
+
+
+def most_hidden(grid: Grid, config: PatchMaskConfig) -> int:
+    """How many tokens the largest blocks hide where none overlap."""
+    return config.blocks * max(map(math.prod, block_shapes(grid, config)))
+
+
+def check_patches(grid: Grid, config: PatchMaskConfig) -> None:
+    """Whether every draw leaves enough tokens visible and every token is visible in some draw.
+
+    Raises ValueError if blocks that do not overlap hide too much, if every block covers the grid's centre, or if no
+    block fits ``scale`` and ``aspect``.
+    """
+    hidden, tokens = most_hidden(grid, config), math.prod(grid)
+    if tokens - hidden < visible_count(grid, config):
+        raise ValueError(
+            f"blocks may hide {hidden} of {tokens} tokens and {visible_count(grid, config)} should stay visible; "
+            f"lower {'scale' if config.sampler == 'varied_blocks' else 'block'}, blocks or visible"
+        )
+    covered = all(2 * b > n for edges in block_shapes(grid, config) for b, n in zip(edges, grid, strict=True))
+    if covered and config.sampler != "subset":
+        raise ValueError(f"every block covers the centre of a {grid} grid, which would never be visible; hide less")
+
+
+def draw_patches(grid: Grid, rng: np.random.Generator, config: PatchMaskConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Visible and target places of a token grid: int64 [K] and int64 [M], ascending raster indices, disjoint.
+
+    K is the same for every draw; M differs where blocks overlap or vary, and is never cut. Raises ValueError if fewer
+    than K places lie outside the targets.
+    """
+    if config.sampler == "subset":
+        hidden = np.zeros(math.prod(grid), dtype=bool)
+        hidden[subsample(np.arange(hidden.size), most_hidden(grid, config), rng)] = True
+    else:
+        hidden = _blocks(grid, rng, config).ravel()
     outside = np.flatnonzero(~hidden)
     keep = visible_count(grid, config)
     if keep > len(outside):
         raise ValueError(
             f"{keep} tokens should stay visible but only {len(outside)} lie outside the blocks; lower visible"
         )
-    return np.sort(rng.permutation(outside)[:keep]), np.flatnonzero(hidden)
+    return subsample(outside, keep, rng), np.flatnonzero(hidden)
+
+
+def _blocks(grid: Grid, rng: np.random.Generator, config: PatchMaskConfig) -> np.ndarray:
+    """Union of the blocks, bool [X, Y, Z]. Starts are uniform over 0..n-b inclusive."""
+    shapes = block_shapes(grid, config)
+    hidden = np.zeros(grid, dtype=bool)
+    for _ in range(config.blocks):
+        edges = shapes[int(rng.integers(len(shapes)))]
+        start = [int(rng.integers(n - b + 1)) for n, b in zip(grid, edges, strict=True)]
+        hidden[tuple(slice(s, s + b) for s, b in zip(start, edges, strict=True))] = True
+    return hidden
+
+
+def subsample(places: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """``size`` of the places, each equally likely, ascending. How ragged sets reach a common size: a prefix in raster
+    order would blind the model to the last slices."""
+    return np.sort(rng.permutation(places)[:size])
 
 
 def draw_events(count: int, rng: np.random.Generator, visible: float = 0.5) -> np.ndarray:

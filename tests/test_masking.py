@@ -1,25 +1,33 @@
 """Masks hide what they should, as often as they should, and the same way every time."""
 
+import hashlib
+from itertools import product
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from mmjepa.config import build
 from mmjepa.keyed import generator
 from mmjepa.masking import (
     MODES,
     WITHIN,
     CellMaskConfig,
     PatchMaskConfig,
+    block_shapes,
     check_patches,
     draw_cells,
     draw_events,
     draw_patches,
     draw_rollout_start,
     feasible,
+    most_hidden,
+    subsample,
     visible_count,
 )
+from mmjepa.refusal import Refusal
 
 DRAWS = 20_000
 EVERY = CellMaskConfig(
@@ -50,21 +58,72 @@ def test_context_and_target_are_disjoint_non_empty_parts_of_what_is_present(pres
     assert (again.target == mask.target).all()
 
 
-@given(
-    st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(2, 6)),
-    st.integers(0, 2**32),
-    st.sampled_from([PatchMaskConfig(), PatchMaskConfig(block=0.3, blocks=3, visible=0.1)]),
-)
-@settings(max_examples=150, deadline=None)
-def test_patches_are_disjoint_sorted_and_always_as_many(grid, seed, config):
+PATCHES = {name: PatchMaskConfig(sampler=name) for name in ("equal_blocks", "varied_blocks", "subset")}
+
+
+@st.composite
+def patch_settings(draw):
+    """A grid and a config that may be drawn from."""
+    grid = draw(st.tuples(*[st.integers(2, 8)] * 3))
+    low = draw(st.floats(0.02, 0.3))
+    config = PatchMaskConfig(
+        sampler=draw(st.sampled_from(sorted(PATCHES))),
+        block=draw(st.floats(0.1, 0.6)),
+        blocks=draw(st.integers(1, 4)),
+        scale=(low, low + draw(st.floats(0, 0.2))),
+        aspect=draw(st.floats(1, 3)),
+        visible=draw(st.floats(0.01, 0.5)),
+    )
+    try:
+        check_patches(grid, config)
+    except ValueError:
+        assume(False)
+    return grid, config
+
+
+@given(patch_settings(), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+def test_patches_are_disjoint_non_empty_sorted_and_the_visible_always_as_many(setting, seed):
+    grid, config = setting
     visible, hidden = draw_patches(grid, generator(seed, "mask"), config)
-    assert len(visible) == visible_count(grid, config)
+    assert len(visible) == visible_count(grid, config) > 0
+    assert 0 < len(hidden) <= most_hidden(grid, config)
     assert not set(visible.tolist()) & set(hidden.tolist())
-    assert len(hidden) > 0
     for chosen in (visible, hidden):
         assert (np.diff(chosen) > 0).all()
         assert chosen.min() >= 0
         assert chosen.max() < np.prod(grid)
+
+
+@pytest.mark.parametrize("config", PATCHES.values(), ids=PATCHES)
+def test_a_volume_is_masked_alike_whatever_is_drawn_beside_it(config):
+    def drawn(subject, grid):
+        return [places.tolist() for places in draw_patches(grid, generator(3, "mask", 0, subject), config)]
+
+    alone = {subject: drawn(subject, GRID) for subject in range(8)}
+    for mates in ([7, 2, 5], [0, 1, 2, 3, 4, 5, 6, 7], [5]):
+        for subject in mates:
+            drawn(subject + 100, (8, 8, 8))
+            assert drawn(subject, GRID) == alone[subject]
+    assert len({str(masks) for masks in alone.values()}) == 8
+
+
+@pytest.mark.parametrize(
+    ("grid", "config", "digest"),
+    [
+        ((4, 4, 4), PatchMaskConfig(), "351e8d9a1cbbc623"),
+        ((4, 5, 6), PatchMaskConfig(), "a8ab11838f498aa7"),
+        ((8, 8, 8), PatchMaskConfig(block=0.3, blocks=3, visible=0.1), "137008e0c4f1c02d"),
+    ],
+)
+def test_default_draws_keep_the_bits_of_recorded_runs(grid, config, digest):
+    bits = hashlib.blake2b(digest_size=8)
+    for subject in range(100):
+        rng = generator(7, "mask", subject)
+        for places in draw_patches(grid, rng, config):
+            bits.update(places.astype("<i8").tobytes())
+        bits.update(rng.bytes(4))
+    assert bits.hexdigest() == digest
 
 
 def test_the_infeasible_is_never_drawn():
@@ -158,52 +217,131 @@ def test_random_cells_hide_every_cell_equally_often_and_30_to_50_percent(draws):
 GRID = (4, 5, 6)
 
 
-def prefix_truncated(rng):
-    """The public samplers' way to make ragged masks rectangular: the first k in raster order."""
-    hidden = draw_patches(GRID, rng, PatchMaskConfig())[1]
-    outside = np.setdiff1d(np.arange(np.prod(GRID)), hidden)
-    return outside[: visible_count(GRID, PatchMaskConfig())]
+CONTEXT, TARGET = 0, 1
 
 
 def visits(draw, draws=DRAWS):
-    rng, total = np.random.default_rng(1), np.zeros(np.prod(GRID))
-    for _ in range(draws):
-        total[draw(rng)] += 1
-    return (total / draws).reshape(GRID)
+    """Which places each of many draws chose: bool [draws, X, Y, Z]."""
+    rng, chosen = np.random.default_rng(1), np.zeros((draws, np.prod(GRID)), dtype=bool)
+    for row in chosen:
+        row[draw(rng)] = True
+    return chosen.reshape(draws, *GRID)
 
 
-def symmetric(found, draws=DRAWS):
-    """Whether place i is visited as often as its mirror image along every axis, within five standard errors."""
+@pytest.fixture(scope="module")
+def visited():
+    """visits() of context and target for every sampler."""
+    found = {}
+    for name, config in PATCHES.items():
+        rng, chosen = np.random.default_rng(1), np.zeros((2, DRAWS, np.prod(GRID)), dtype=bool)
+        for row in range(DRAWS):
+            for which, places in enumerate(draw_patches(GRID, rng, config)):
+                chosen[which, row, places] = True
+        found[name] = chosen.reshape(2, DRAWS, *GRID)
+    return found
+
+
+def lopsided(chosen):
+    """Why the visits are no honest block sampler's; None if they are.
+
+    Place i and its mirror image along each axis are visited equally often, as slices of the grid within five standard
+    errors of a slice's frequency and as single places within five of their paired difference; no place is never visited.
+    """
+    draws = len(chosen)
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
-        mean = found.mean(axis=others)
-        spread = np.sqrt(mean * (1 - mean) / draws)
-        if (np.abs(mean - mean[::-1]) > 5 * spread).any():
-            return False
-    return bool(found.min() > 0)
+        p = chosen.mean(axis=(0, *(a + 1 for a in others)))
+        if (np.abs(p - p[::-1]) > five_errors(p, draws)).any():
+            return f"slices along axis {axis}"
+        once = chosen ^ np.flip(chosen, axis=axis + 1)  # variance of a difference of two booleans, where its mean is 0
+        frequency = chosen.mean(axis=0)
+        if (np.abs(frequency - np.flip(frequency, axis=axis)) > 5 * np.sqrt(once.mean(axis=0) / draws)).any():
+            return f"places along axis {axis}"
+    return None if chosen.any(axis=0).all() else "some place is never visited"
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_patches_visit_every_place_as_often_as_its_mirror_image(which):
-    assert symmetric(visits(lambda rng: draw_patches(GRID, rng, PatchMaskConfig())[which]))
+@pytest.mark.parametrize("which", [CONTEXT, TARGET], ids=["context", "target"])
+@pytest.mark.parametrize("sampler", PATCHES)
+def test_every_place_is_visited_as_often_as_its_mirror_image(visited, sampler, which):
+    assert lopsided(visited[sampler][which]) is None
 
 
-def test_prefix_truncation_would_be_caught():
-    assert not symmetric(visits(prefix_truncated, 2_000), 2_000)
+@pytest.mark.parametrize("which", [CONTEXT, TARGET], ids=["context", "target"])
+def test_a_subset_visits_every_place_equally_often(visited, which):
+    config = PATCHES["subset"]
+    p = (visible_count(GRID, config), most_hidden(GRID, config))[which] / np.prod(GRID)
+    assert (np.abs(visited["subset"][which].mean(axis=0) - p) < five_errors(p)).all()
 
 
-def test_visible_places_are_uniform_outside_the_blocks():
-    """Given what is hidden, every place outside is equally likely to stay visible."""
-    rng, seen, outside = np.random.default_rng(2), np.zeros(np.prod(GRID)), np.zeros(np.prod(GRID))
-    keep = visible_count(GRID, PatchMaskConfig())
+@pytest.mark.parametrize("sampler", ["equal_blocks", "varied_blocks"])
+def test_blocks_are_rarer_at_the_edge_than_in_the_middle(visited, sampler):
+    found = visited[sampler][TARGET].mean(axis=0)
+    assert found[0, 0, 0] < found[1:3, 2, 2:4].min() / 2
+
+
+@pytest.mark.parametrize("which", [CONTEXT, TARGET], ids=["context", "target"])
+@pytest.mark.parametrize("sampler", PATCHES)
+def test_a_prefix_in_raster_order_would_be_caught(sampler, which):
+    """The public samplers' way to make ragged masks rectangular: the first k of what could be taken."""
+
+    def cut(rng):
+        hidden = draw_patches(GRID, rng, PATCHES[sampler])[TARGET]
+        could = hidden if which == TARGET else np.setdiff1d(np.arange(np.prod(GRID)), hidden)
+        return could[: visible_count(GRID, PATCHES[sampler]) if which == CONTEXT else 8]
+
+    assert lopsided(visits(cut, 2_000)) == "slices along axis 0"
+
+
+def test_a_block_that_never_starts_at_the_last_place_would_be_caught():
+    def short(rng):
+        inside = tuple(n - 1 for n in GRID)
+        return np.ravel_multi_index(
+            np.unravel_index(draw_patches(inside, rng, PATCHES["equal_blocks"])[1], inside), GRID
+        )
+
+    assert lopsided(visits(short, 2_000)) is not None
+
+
+def test_a_cut_at_random_to_a_common_size_keeps_every_place_equally_often():
+    places, rng = np.array([3, 4, 9, 11, 20, 21, 30]), np.random.default_rng(5)
+    taken = np.stack([subsample(places, 3, rng) for _ in range(DRAWS)])
+    assert (np.diff(taken, axis=1) > 0).all()
+    found = (taken[:, :, None] == places).any(axis=1).mean(axis=0)
+    assert (np.abs(found - 3 / 7) < five_errors(3 / 7)).all()
+
+
+def test_varied_blocks_take_every_shape_that_scale_and_aspect_allow_equally_often():
+    config = PatchMaskConfig(sampler="varied_blocks", blocks=1, scale=(0.05, 0.3), aspect=1.6, visible=0.1)
+    allowed = {
+        (x, y, z)
+        for x, y, z in product(range(1, 5), range(1, 6), range(1, 7))
+        if 6 <= x * y * z <= 36 and max(x / 4, y / 5, z / 6) <= 1.6 * min(x / 4, y / 5, z / 6) + 1e-12
+    }
+    assert len(allowed) > 5
+    assert set(block_shapes(GRID, config)) == allowed
+    rng, count = np.random.default_rng(6), dict.fromkeys(allowed, 0)
     for _ in range(DRAWS):
-        visible, hidden = draw_patches(GRID, rng, PatchMaskConfig())
-        free = np.ones(len(seen), bool)
-        free[hidden] = False
-        seen[visible] += 1
-        outside[free] += keep / free.sum()
-    p = outside / DRAWS
-    assert (np.abs(seen / DRAWS - p) < five_errors(p)).all()
+        places = np.unravel_index(draw_patches(GRID, rng, config)[1], GRID)
+        count[tuple(int(np.ptp(along)) + 1 for along in places)] += 1
+    p = 1 / len(allowed)
+    assert (np.abs(np.array(list(count.values())) / DRAWS - p) < five_errors(p)).all()
+
+
+def test_targets_keep_all_their_places_however_ragged(visited):
+    sizes = visited["varied_blocks"][TARGET].sum(axis=(1, 2, 3))
+    assert len(np.unique(sizes)) > 10
+    assert sizes.max() == most_hidden(GRID, PATCHES["varied_blocks"])
+    assert (
+        visited["varied_blocks"][CONTEXT].sum(axis=(1, 2, 3)) == visible_count(GRID, PATCHES["varied_blocks"])
+    ).all()
+
+
+@pytest.mark.parametrize("sampler", PATCHES)
+def test_visible_places_are_uniform_outside_the_blocks(visited, sampler):
+    """Given what is hidden, every place outside is equally likely to stay visible."""
+    free = ~visited[sampler][TARGET]
+    p = (visible_count(GRID, PATCHES[sampler]) * free / free.sum(axis=(1, 2, 3), keepdims=True)).mean(axis=0)
+    assert (np.abs(visited[sampler][CONTEXT].mean(axis=0) - p) < five_errors(p)).all()
 
 
 def test_too_little_room_outside_the_blocks_is_an_error():
@@ -228,6 +366,22 @@ def test_impossible_configs_are_errors():
         CellMaskConfig(hide=(0.6, 0.5))
     with pytest.raises(ValueError, match="block="):
         PatchMaskConfig(block=1.0)
+    with pytest.raises(ValueError, match="sampler='cubes'"):
+        PatchMaskConfig(sampler="cubes")
+    for scale in ((0.0, 0.2), (0.3, 0.2), (0.1, 1.0), (float("nan"), 0.2)):
+        with pytest.raises(ValueError, match="scale="):
+            PatchMaskConfig(scale=scale)
+    for aspect in (0.9, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="aspect="):
+            PatchMaskConfig(aspect=aspect)
+
+
+def test_a_sampler_is_chosen_in_a_config_file_by_its_name():
+    made = build(PatchMaskConfig, {"sampler": "varied_blocks", "scale": [0.05, 0.1], "aspect": 2.0})
+    assert made == PatchMaskConfig(sampler="varied_blocks", scale=(0.05, 0.1), aspect=2.0)
+    with pytest.raises(Refusal) as caught:
+        build(PatchMaskConfig, {"sampler": "cubes"})
+    assert caught.value.code == "CONFIG_VALUE"
 
 
 @pytest.mark.parametrize(("blocks", "fits"), [(1, True), (2, True), (6, True), (7, False)])
@@ -238,6 +392,22 @@ def test_blocks_that_could_hide_too_much_are_known_before_any_draw(blocks, fits)
     else:
         with pytest.raises(ValueError, match="lower block, blocks or visible"):
             check_patches((4, 4, 4), config)
+
+
+def test_varied_blocks_that_fit_nowhere_or_hide_too_much_are_known_before_any_draw():
+    with pytest.raises(ValueError, match="widen scale or aspect"):
+        check_patches((2, 2, 2), PatchMaskConfig(sampler="varied_blocks", scale=(0.15, 0.2)))
+    with pytest.raises(ValueError, match=r"may hide 96 of 125 tokens.* lower scale, blocks"):
+        check_patches((5, 5, 5), PatchMaskConfig(sampler="varied_blocks", scale=(0.3, 0.4), visible=0.3))
+
+
+@pytest.mark.parametrize(
+    "config", [PatchMaskConfig(blocks=1), PatchMaskConfig(sampler="varied_blocks", scale=(0.2, 0.3))]
+)
+def test_blocks_that_always_cover_the_centre_are_known_before_any_draw(config):
+    with pytest.raises(ValueError, match="never be visible"):
+        check_patches((3, 3, 3), config)
+    check_patches((3, 3, 6), config)
 
 
 @pytest.mark.parametrize("share", [-1.0, float("nan"), float("inf")])
