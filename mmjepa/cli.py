@@ -56,11 +56,14 @@ def _data_verbs(verbs: Any) -> None:
         "read MEDS records and CT images into a cohort folder",
         "Reads a source folder (ehr/, images/, labels/, identity/), a bare MEDS root or a tree of DICOM/NIfTI files. A bad "
         "item is refused with a code and counted, never replaced. Run it again with the same --out: what is unchanged is "
-        "not read twice.",
+        "not read twice. `mmjepa ingest ct SOURCE` takes the images alone and lists every volume.",
         "mmjepa ingest source --out cohort",
         "a cohort: ehr/ (MEDS), ct/ (volumes, index, manifest), labels/, store/",
+        show=_show_ingest,
     )
-    ingest.add_argument("source", nargs="?", type=Path, help="the source folder")
+    ingest.add_argument(
+        "source", nargs="*", metavar="[ct] SOURCE", help="the source folder; after `ct` its images alone"
+    )
     ingest.add_argument("--out", type=Path, required=True, help="the cohort folder, new or made by an earlier ingest")
     ingest.add_argument("--ehr", type=Path, help="a MEDS root, when it is not SOURCE/ehr")
     ingest.add_argument("--ct", type=Path, help="a tree of DICOM or NIfTI files, when it is not SOURCE/images")
@@ -71,6 +74,19 @@ def _data_verbs(verbs: Any) -> None:
         "--salt", type=Path, help="text file with the salt of hashed identifiers (beside the crosswalk)"
     )
     ingest.add_argument("--workers", type=int, default=1, help="processes that read images (default 1)")
+    ingest.add_argument("--min-slices", type=int, default=4, help="fewest slices of a volume (default 4)")
+    ingest.add_argument(
+        "--rescale",
+        type=_two_numbers,
+        metavar="SLOPE,INTERCEPT",
+        help="for DICOM slices without rescale tags (refused)",
+    )
+    ingest.add_argument(
+        "--tilt", choices=("refuse", "resample"), default="refuse", help="series of a tilted gantry (default refuse)"
+    )
+    ingest.add_argument(
+        "--nifti-hu", choices=("auto", "as-is"), default="auto", help="as-is: NIfTI voxels are HU, whatever their range"
+    )
 
     audit = _verb(
         verbs,
@@ -210,17 +226,22 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> Result:
-    from mmjepa.ingest import ingest
+    from mmjepa.ingest import ingest, ingest_ct
 
-    return ingest(
-        options.source,
-        options.out,
-        ehr=options.ehr,
-        ct=options.ct,
-        crosswalk=options.crosswalk,
-        salt=options.salt,
-        workers=options.workers,
-    )
+    names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu")
+    settings = {name: getattr(options, name) for name in names}
+    match options.source:
+        case ["ct", source] if not (options.ehr or options.ct):
+            return ingest_ct(Path(source), options.out, **settings)
+        case [] | [_]:
+            source = Path(options.source[0]) if options.source else None
+            return ingest(source, options.out, ehr=options.ehr, ct=options.ct, **settings)
+    raise Refusal("USAGE", "want one source folder, or ct and a folder", "See mmjepa ingest --help")
+
+
+def _two_numbers(text: str) -> tuple[float, float]:
+    slope, intercept = map(float, text.split(","))
+    return slope, intercept
 
 
 def _audit(options: argparse.Namespace) -> Result:
@@ -280,6 +301,18 @@ def _plan(options: argparse.Namespace) -> Result:
     from mmjepa.plan import plan_file
 
     return plan_file(options.config, options.overrides)
+
+
+def _show_ingest(result: Mapping[str, Any]) -> None:
+    show_mapping({name: value for name, value in result.items() if name != "volumes"})
+    for volume in result.get("volumes", ()):
+        if volume["status"] == "refused":
+            text = f"refused {volume['code']}: {volume['message']}"
+        else:
+            size, spacing = (" x ".join(f"{n:.4g}" for n in volume[name]) for name in ("shape", "spacing_mm"))
+            low, high = volume["hu_range"]
+            text = " ".join([f"{size} voxels of {spacing} mm, {low}..{high} HU", *volume["flags"]])
+        print(f"{volume['image_id']}  {text}", file=sys.stderr)
 
 
 def _show_audit(result: Mapping[str, Any]) -> None:

@@ -38,11 +38,13 @@ def ingest(
     crosswalk: Path | None = None,
     salt: Path | None = None,
     workers: int = 1,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Make the cohort ``out``, or go on with it: what is there and unchanged is not read again.
 
     source: a folder with ``ehr/`` and/or ``images/`` (and ``labels/``, ``identity/``), a bare MEDS root, or a tree of images.
     ehr, ct, crosswalk, salt: the parts by name, before those of ``source``. workers: processes that read images.
+    settings: of the images, see ``mmjepa.ct.volume.Settings`` (min_slices, rescale, tilt, ...).
     Without a crosswalk the images' subjects are numbered and cannot be paired with records; their salt is then made in
     ``<out>.salt.txt`` beside the cohort.
 
@@ -51,17 +53,15 @@ def ingest(
     """
     out = Path(out)
     found = _find(source, ehr, ct, crosswalk, salt)
-    _check_out(out, source)
-    if workers < 1:
-        raise Refusal("WORKERS", f"workers is {workers}, want 1 or more")
+    _check(out, source, workers)
     result: dict[str, Any] = {"cohort": str(out), "ehr": None, "ct": None, "subjects_with_both": 0}
     notes: list[str] = []
     if found.records is not None:
         result["ehr"] = _records(found.records, out)
     if found.images is not None:
         people = _identity(found, out, notes)
-        manifest = ingest_images(found.images, out, crosswalk=people, workers=workers)
-        result["ct"] = {name: value for name, value in manifest.items() if name not in ("volumes", "settings")}
+        manifest = ingest_images(found.images, out, crosswalk=people, workers=workers, **settings)
+        result["ct"] = _counts(manifest)
     if (out / "ehr").is_dir():
         store = Cohort.open(out).events()
         result["store"] = {
@@ -73,6 +73,40 @@ def ingest(
             imaged = pd.read_parquet(out / "ct" / "index.parquet", columns=["subject_id"])["subject_id"]
             result["subjects_with_both"] = int(imaged.drop_duplicates().isin(store.subjects).sum())
     return {**result, "notes": notes}
+
+
+def ingest_ct(
+    source: Path,
+    out: Path,
+    *,
+    crosswalk: Path | None = None,
+    salt: Path | None = None,
+    workers: int = 1,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The images below ``source`` alone, as ``ingest`` takes them in: the same cohort, arguments and refusals.
+
+    Returns the counts, ``volumes`` (of each its geometry, HU range and codes, or why it was refused) and ``notes``.
+    """
+    out = Path(out)
+    found = _find(source, None, None if (source / "images").is_dir() else source, crosswalk, salt)
+    _check(out, source, workers)
+    notes: list[str] = []
+    manifest = ingest_images(
+        found.images or source, out, crosswalk=_identity(found, out, notes), workers=workers, **settings
+    )
+    table = out / "ct" / "manifest.csv"
+    return {
+        "cohort": str(out),
+        **_counts(manifest),
+        "volumes": manifest["volumes"],
+        "table": str(table),
+        "notes": notes,
+    }
+
+
+def _counts(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if name not in ("volumes", "settings", "skipped_files")}
 
 
 def _find(source: Path | None, ehr: Path | None, ct: Path | None, crosswalk: Path | None, salt: Path | None) -> Source:
@@ -100,12 +134,14 @@ def _if_file(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _check_out(out: Path, source: Path | None) -> None:
+def _check(out: Path, source: Path | None, workers: int) -> None:
     if source is not None and out.resolve().is_relative_to(source.resolve()):
         raise Refusal("OUT_IN_SOURCE", f"{out} lies inside {source}", "Write the cohort to a folder of its own")
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or (there and (not there & set(COHORT_PARTS) or there & set(SOURCE_PARTS))):
         raise Refusal("OUT_NOT_COHORT", f"{out} exists and is not a cohort", "Name a new folder with --out")
+    if workers < 1:
+        raise Refusal("WORKERS", f"workers is {workers}, want 1 or more")
 
 
 def _identity(found: Source, out: Path, notes: list[str]) -> Crosswalk:

@@ -1,5 +1,6 @@
 """From a source folder to a cohort: what is found where, what is refused, what a second run does."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from mmjepa import cli
 from mmjepa import ingest as room
 from mmjepa.cohort import Cohort
-from mmjepa.ingest import ingest
+from mmjepa.ingest import ingest, ingest_ct
 from mmjepa.refusal import Refusal
 
 T = pd.Timestamp("2150-01-01")
@@ -41,11 +42,11 @@ def images(monkeypatch):
     """The image reader's calls; images of subjects 2, 3 and 9 are found."""
     calls = []
 
-    def fake(source: Path, out: Path, *, crosswalk, workers: int) -> dict:
+    def fake(source: Path, out: Path, *, crosswalk, workers: int, **settings) -> dict:
         calls.append({"source": source, "paired": crosswalk.paired, "workers": workers})
         (out / "ct").mkdir(parents=True, exist_ok=True)
         pd.DataFrame({"subject_id": [2, 3, 3, 9]}).to_parquet(out / "ct" / "index.parquet")
-        return {"accepted": 4, "volumes": ["long"], "settings": {}}
+        return {"accepted": 4, "volumes": ["long"], "settings": settings, "skipped_files": ["many"]}
 
     monkeypatch.setattr(room, "ingest_images", fake)
     return calls
@@ -147,7 +148,46 @@ def test_bad_arguments_are_refused(tmp_path):
         ingest(root, tmp_path / "cohort", workers=0)
 
 
+def test_images_alone_leave_the_records_out_and_list_every_volume(tmp_path, images):
+    source = source_folder(tmp_path / "source")
+    (source / "images").mkdir()
+    result = ingest_ct(source, tmp_path / "cohort", tilt="resample")
+    assert images == [{"source": source / "images", "paired": False, "workers": 1}]
+    assert (result["accepted"], result["volumes"]) == (4, ["long"])
+    assert not (tmp_path / "cohort" / "ehr").exists()
+
+
+def test_the_verb_knows_the_form_for_images_alone(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(room, "ingest_ct", lambda *a, **k: calls.append((a, k)) or {"volumes": []})
+    monkeypatch.setattr(room, "ingest", lambda *a, **k: calls.append((a, k)) or {})
+    out = ["--out", str(tmp_path / "cohort"), "--json"]
+    assert cli.main(["ingest", "ct", "scans", *out, "--rescale=1,-1024", "--tilt", "resample"]) == 0
+    (arguments, settings), calls[:] = calls[0], []
+    assert arguments == (Path("scans"), tmp_path / "cohort")
+    assert (settings["rescale"], settings["tilt"], settings["min_slices"]) == ((1.0, -1024.0), "resample", 4)
+    assert cli.main(["ingest", "ct", *out]) == 0
+    assert calls[0][0] == (Path("ct"), tmp_path / "cohort")
+    for wrong in (
+        ["a", "b"],
+        ["ct", "a", "b"],
+        ["ct", "a", "--ehr", "e"],
+        ["a", "--rescale", "x"],
+        ["a", "--tilt", "x"],
+    ):
+        assert cli.main(["ingest", *wrong, *out]) == 2
+    assert "USAGE" in capsys.readouterr().err
+
+
 @pytest.mark.real_data
 def test_a_real_chest_ct_is_ingested_from_the_command_line(data_folder, tmp_path, capsys):
     assert cli.main(["ingest", str(data_folder / "chest_ct"), "--out", str(tmp_path / "cohort")]) == 0
     assert "accepted: 2" in capsys.readouterr().err
+    command = ["ingest", "ct", str(data_folder / "chest_ct"), "--out", str(tmp_path / "cohort"), "--json"]
+    assert cli.main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["accepted"], result["unchanged"], result["refused"]) == (2, 2, {})
+    for volume in result["volumes"]:
+        assert volume["shape"] == [512, 512, 30]
+        assert volume["spacing_mm"] == pytest.approx([0.646484375, 0.646484375, 8.0])
+        assert volume["hu_range"][0] == -1024 < volume["hu_range"][1] <= 3071

@@ -20,7 +20,7 @@ import numpy as np
 import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from mmjepa.ct.volume import to_hu
@@ -37,8 +37,9 @@ _TEXTS = [
 _OTHERS = [
     "ImageType", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "Rows", "Columns", "BitsAllocated",
-    "PixelRepresentation",
+    "PixelRepresentation", "KVP", "Manufacturer",
 ]  # fmt: skip
+_MAKERS = ("SIEMENS", "GE", "PHILIPS", "TOSHIBA", "CANON", "HITACHI", "FUJIFILM", "UIH", "NEUSOFT", "SAMSUNG")
 _KERNEL = re.compile(r"[\w.+/ -]{1,16}", re.ASCII)
 _UNPARSABLE = (
     ValueError,
@@ -53,7 +54,7 @@ _UNPARSABLE = (
 
 @dataclass(frozen=True)
 class Slice:
-    """One CT image's header, as far as it is needed. Holds identifiers: never printed, never written."""
+    """One CT image's header (or one frame's), as far as it is needed. Holds identifiers: never printed, never written."""
 
     path: Path
     number: int  # place in the sorted walk, from 1: how messages name a file
@@ -77,6 +78,10 @@ class Slice:
     rescale_type: str
     padding: tuple[int, int] | None  # stored values, both ends included
     syntax: str
+    kvp: float | None
+    maker: str  # one of a few known names, or empty
+    frame: int | None = None  # of a multi-frame file, from 0
+    stack: str = ""  # what a multi-frame file says about which frames belong together
 
 
 @contextmanager
@@ -116,9 +121,9 @@ def read_header(path: Path, number: int) -> Slice | str:
 
 
 def _judge(data: pydicom.FileDataset, path: Path, number: int) -> Slice | str:
-    text = {name: _text(data, name) for name in _TEXTS}
+    text = {name: text_of(data, name) for name in _TEXTS}
     meta = getattr(data, "file_meta", None) or pydicom.Dataset()
-    sop_class = text["SOPClassUID"] or _text(meta, "MediaStorageSOPClassUID")
+    sop_class = text["SOPClassUID"] or text_of(meta, "MediaStorageSOPClassUID")
     if sop_class == _DICOMDIR or not (sop_class or text["Modality"] or data.preamble):
         return "CT_NOT_DICOM"
     if text["Modality"] not in ("CT", ""):
@@ -129,13 +134,12 @@ def _judge(data: pydicom.FileDataset, path: Path, number: int) -> Slice | str:
         )
     if sop_class not in (CT_IMAGE, *ENHANCED):
         return "CT_SOP_CLASS"
-    image_type = tuple(str(part).strip().upper() for part in _many(data, "ImageType"))
+    image_type = tuple(str(part).strip().upper() for part in many_of(data, "ImageType"))
     if image_type[2:3] == ("LOCALIZER",):
         return "CT_LOCALIZER"
-    rows, columns = _floats(data, "Rows", 1) or (0,), _floats(data, "Columns", 1) or (0,)
-    thickness = _floats(data, "SliceThickness", 1)
-    slope, intercept = _floats(data, "RescaleSlope", 1), _floats(data, "RescaleIntercept", 1)
-    kernel = " ".join(str(part).strip() for part in _many(data, "ConvolutionKernel"))
+    rows, columns = floats_of(data, "Rows", 1) or (0,), floats_of(data, "Columns", 1) or (0,)
+    thickness = floats_of(data, "SliceThickness", 1)
+    kvp = floats_of(data, "KVP", 1)
     return Slice(
         path=path,
         number=number,
@@ -145,24 +149,38 @@ def _judge(data: pydicom.FileDataset, path: Path, number: int) -> Slice | str:
         patient_id=text["PatientID"],
         time=_times(text),
         image_type=image_type,
-        kernel=kernel if _KERNEL.fullmatch(kernel) else "",
+        kernel=kernel_of(data),
         body_part=text["BodyPartExamined"].upper(),
         thickness_mm=thickness[0] if thickness else None,
-        orientation=_floats(data, "ImageOrientationPatient", 6),
-        position=_floats(data, "ImagePositionPatient", 3),
-        pixel_spacing=_floats(data, "PixelSpacing", 2),
+        orientation=floats_of(data, "ImageOrientationPatient", 6),
+        position=floats_of(data, "ImagePositionPatient", 3),
+        pixel_spacing=floats_of(data, "PixelSpacing", 2),
         shape=(int(rows[0]), int(columns[0])),
         acquisition=(text["AcquisitionNumber"], text["TemporalPositionIdentifier"]),
         photometric=text["PhotometricInterpretation"].upper(),
         burned_in=text["BurnedInAnnotation"].upper() == "YES",
-        rescale=(slope[0], intercept[0]) if slope and intercept and slope[0] != 0 else None,
+        rescale=rescale_of(data),
         rescale_type=text["RescaleType"].upper(),
         padding=_padding(data),
-        syntax=_text(meta, "TransferSyntaxUID"),
+        syntax=text_of(meta, "TransferSyntaxUID"),
+        kvp=kvp[0] if kvp else None,
+        maker=next((name for name in _MAKERS if re.match(rf"{name}\b", text_of(data, "Manufacturer").upper())), ""),
     )
 
 
-def _value(data: pydicom.Dataset, name: str) -> Any:
+def kernel_of(data: pydicom.Dataset) -> str:
+    """The convolution kernel's name; empty where it is free text."""
+    kernel = " ".join(str(part).strip() for part in many_of(data, "ConvolutionKernel"))
+    return kernel if _KERNEL.fullmatch(kernel) else ""
+
+
+def rescale_of(data: pydicom.Dataset) -> tuple[float, float] | None:
+    """(slope, intercept), None unless both are there and the slope is not 0."""
+    slope, intercept = floats_of(data, "RescaleSlope", 1), floats_of(data, "RescaleIntercept", 1)
+    return (slope[0], intercept[0]) if slope and intercept and slope[0] != 0 else None
+
+
+def value_of(data: pydicom.Dataset, name: str) -> Any:
     """A tag's value; a tag that cannot be parsed counts as absent, and what is absent has its own code."""
     try:
         return data.get(name)
@@ -170,21 +188,24 @@ def _value(data: pydicom.Dataset, name: str) -> Any:
         return None
 
 
-def _text(data: pydicom.Dataset, name: str) -> str:
-    value = _value(data, name)
+def text_of(data: pydicom.Dataset, name: str) -> str:
+    """A tag's value as stripped text, empty where absent."""
+    value = value_of(data, name)
     return "" if value is None else str(value).strip().strip("\0").strip()
 
 
-def _many(data: pydicom.Dataset, name: str) -> list[Any]:
-    value = _value(data, name)
+def many_of(data: pydicom.Dataset, name: str) -> list[Any]:
+    """A tag's values (items of a sequence too), empty where absent."""
+    value = value_of(data, name)
     if value is None or value == "":
         return []
     return [value] if isinstance(value, (str, int, float)) else list(value)
 
 
-def _floats(data: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
+def floats_of(data: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] | None:
+    """A tag's ``count`` finite numbers, None where there is anything else."""
     try:
-        values = tuple(float(part) for part in _many(data, name))
+        values = tuple(float(part) for part in many_of(data, name))
     except (ValueError, TypeError):
         return None
     return values if len(values) == count and all(map(math.isfinite, values)) else None
@@ -192,12 +213,12 @@ def _floats(data: pydicom.Dataset, name: str, count: int) -> tuple[float, ...] |
 
 def _padding(data: pydicom.Dataset) -> tuple[int, int] | None:
     """The padding range in stored values: a -2000 declared for unsigned voxels is the 63536 that they hold."""
-    value = _floats(data, "PixelPaddingValue", 1)
+    value = floats_of(data, "PixelPaddingValue", 1)
     if value is None:
         return None
-    limit = _floats(data, "PixelPaddingRangeLimit", 1) or value
-    bits = int((_floats(data, "BitsAllocated", 1) or (16,))[0])
-    signed = (_floats(data, "PixelRepresentation", 1) or (0,))[0] == 1
+    limit = floats_of(data, "PixelPaddingRangeLimit", 1) or value
+    bits = int((floats_of(data, "BitsAllocated", 1) or (16,))[0])
+    signed = (floats_of(data, "PixelRepresentation", 1) or (0,))[0] == 1
     ends = []
     for end in (int(value[0]), int(limit[0])):
         end %= 1 << bits
@@ -206,15 +227,15 @@ def _padding(data: pydicom.Dataset) -> tuple[int, int] | None:
 
 
 def _times(text: dict[str, str]) -> tuple[datetime | None, datetime | None, datetime | None]:
-    acquisition = _moment(text["AcquisitionDateTime"]) or _moment(text["AcquisitionDate"] + text["AcquisitionTime"])
+    acquisition = moment_of(text["AcquisitionDateTime"]) or moment_of(text["AcquisitionDate"] + text["AcquisitionTime"])
     return (
         acquisition,
-        _moment(text["SeriesDate"] + text["SeriesTime"]),
-        _moment(text["StudyDate"] + text["StudyTime"]),
+        moment_of(text["SeriesDate"] + text["SeriesTime"]),
+        moment_of(text["StudyDate"] + text["StudyTime"]),
     )
 
 
-def _moment(text: str) -> datetime | None:
+def moment_of(text: str) -> datetime | None:
     """DICOM date and time, at least to the minute, in the clock of the site; a date alone is no moment."""
     found = re.fullmatch(r"(\d{8})(\d{4})(\d{2})?(?:\.(\d{1,6}))?(?:[+-]\d{4})?", text)
     if not found:
@@ -238,23 +259,34 @@ def check_decoder(syntax: str) -> None:
         raise Refusal("CT_DECODER_MISSING", f"no decoder for {name}", "Install the extra mmjepa[dicom]")
 
 
-def read_hu(part: Slice, place: int, rescale: tuple[float, float] | None) -> tuple[np.ndarray, bytes]:
-    """Slice ``place`` of a stack as int16 HU [rows, columns], and the sha256 of its file.
-
-    rescale: stands in for absent tags. Raises Refusal CT_PIXEL_CORRUPT, CT_NO_RESCALE, CT_HU_IMPLAUSIBLE.
-    """
+def open_file(part: Slice, place: int) -> tuple[pydicom.FileDataset, bytes]:
+    """The whole data set of slice ``place`` of a stack, and the sha256 of its file. Raises Refusal CT_PIXEL_CORRUPT."""
     try:
         content = part.path.read_bytes()
         with quiet():
             data = pydicom.dcmread(BytesIO(content), force=True)
-            if not part.syntax:  # a bare data set: its voxels can only be uncompressed
-                data.file_meta = FileMetaDataset()
-                data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-            raw = data.pixel_array
+    except MemoryError:
+        raise
+    except Exception:  # the file changed since its header was read, or is cut in its last tag
+        raise _corrupt(place) from None
+    if not part.syntax:  # a bare data set: its voxels can only be uncompressed
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    return data, hashlib.sha256(content).digest()
+
+
+def read_hu(data: pydicom.FileDataset, part: Slice, place: int, rescale: tuple[float, float] | None) -> np.ndarray:
+    """Slice ``place`` of a stack, from its opened file, as int16 HU [rows, columns].
+
+    rescale: stands in for absent tags. Raises Refusal CT_PIXEL_CORRUPT, CT_NO_RESCALE, CT_HU_IMPLAUSIBLE.
+    """
+    try:
+        with quiet():
+            raw = pixel_array(data, index=part.frame)
     except MemoryError:
         raise
     except Exception:  # every decoder has errors of its own
-        raise Refusal("CT_PIXEL_CORRUPT", f"pixel data of slice {place} truncated or undecodable") from None
+        raise _corrupt(place) from None
     if raw.shape != part.shape:
         raise Refusal(
             "CT_PIXEL_CORRUPT", f"pixel data of slice {place} has shape {raw.shape}, header says {part.shape}"
@@ -266,4 +298,8 @@ def read_hu(part: Slice, place: int, rescale: tuple[float, float] | None) -> tup
     values = raw.astype(np.float32)
     values *= factors[0]
     values += factors[1]
-    return to_hu(values, padding), hashlib.sha256(content).digest()
+    return to_hu(values, padding)
+
+
+def _corrupt(place: int) -> Refusal:
+    return Refusal("CT_PIXEL_CORRUPT", f"pixel data of slice {place} truncated or undecodable")

@@ -6,7 +6,7 @@ One rule: a series is loaded exactly, or refused with a code, or counted as skip
 import hashlib
 import json
 import os
-from collections import Counter
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -14,26 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from joblib import Parallel, delayed
 
 from mmjepa import __version__, progress
-from mmjepa.ct import dicom, nifti, series
-from mmjepa.ct.dicom import Slice
+from mmjepa.ct import dicom, enhanced, nifti, series
+from mmjepa.ct.dicom import ENHANCED, Slice
+from mmjepa.ct.manifest import Skip, manifest_of, write_index, write_manifest
 from mmjepa.ct.volume import Candidate, Settings, Volume, relative, spacing_mm
 from mmjepa.files import atomic_path, read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
-INDEX = pa.schema(
-    [("image_id", pa.string()), ("subject_id", pa.int64()), ("time", pa.timestamp("us"))]
-    + [(f"spacing_{axis}", pa.float64()) for axis in "xyz"]
-    + [(f"shape_{axis}", pa.int64()) for axis in "xyz"]
-    + [(f"origin_{axis}", pa.float64()) for axis in "xyz"]
-    + [("source_hash", pa.string()), ("source_kind", pa.string()), ("kernel", pa.string())]
-    + [("thickness_mm", pa.float64()), ("n_slices", pa.int64()), ("flags", pa.string())]
-)
 _HEAD_BYTES = 4096
 
 
@@ -47,18 +38,21 @@ def ingest_images(
     chest_p5_hu: float | None = -700.0,
     rescale: tuple[float, float] | None = None,
     nifti_hu: str = "auto",
+    tilt: str = "refuse",
+    max_voxels: int | None = None,
 ) -> dict[str, Any]:
-    """Read every image below ``source`` into the cohort ``out``; return the manifest (also ``out/ct/manifest.json``).
+    """Read every image below ``source`` into the cohort ``out``; return the manifest (also ``out/ct/manifest.json``,
+    and as a table of what was refused, skipped or corrected ``out/ct/manifest.csv``).
 
     Writes ``ct/volumes/<image_id>.npy`` (int16 HU [X, Y, Z], RAS+) with a sidecar ``.json``, and ``ct/index.parquet``. A second
     run decodes nothing again: a volume whose files and settings are the same counts as unchanged. The result does not depend on
-    ``workers``. ``min_slices``, ``chest_p5_hu``, ``rescale``, ``nifti_hu``: see ``mmjepa.ct.volume.Settings``.
+    ``workers``. The other arguments: see ``mmjepa.ct.volume.Settings``.
 
     Raises Refusal for what concerns the whole run: SOURCE_MISSING, OUT_IN_SOURCE, IDENTITY_IN_COHORT, CT_SETTINGS, CT_EMPTY,
     CACHE_STALE (volumes made with other settings), IMAGES_CSV_*, DISK_FULL. What concerns one volume is a row of the manifest.
     """
     source, out = Path(source), Path(out)
-    settings = Settings(min_slices, chest_p5_hu, rescale, nifti_hu)
+    settings = Settings(min_slices, chest_p5_hu, rescale, nifti_hu, tilt, max_voxels)
     crosswalk.refuse_inside(out)
     _check_folders(source, out)
     transform = {**asdict(settings), "version": __version__}
@@ -66,13 +60,13 @@ def ingest_images(
 
     found, crosswalk, skipped, files = scan(source, crosswalk, settings)
     rows = _ingest_all(found, out / "ct" / "volumes", settings, transform, workers)
-    manifest = _manifest(rows, skipped, files, transform, crosswalk.paired)
+    manifest = manifest_of(rows, skipped, files, transform, crosswalk.paired)
     if not found:
-        write_json(out / "ct" / "manifest.json", manifest)
+        write_manifest(manifest, out / "ct")
         seen = ", ".join(f"{n} {code}" for code, n in manifest["skipped"].items())
         raise Refusal("CT_EMPTY", f"no CT image among {files} files in {source}" + (f" ({seen})" if seen else ""))
-    _write_index(rows, out / "ct" / "index.parquet")
-    write_json(out / "ct" / "manifest.json", manifest)
+    write_index(rows, out / "ct" / "index.parquet")
+    write_manifest(manifest, out / "ct")
     return manifest
 
 
@@ -93,12 +87,10 @@ def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
         )
 
 
-def scan(
-    source: Path, crosswalk: Crosswalk, settings: Settings
-) -> tuple[list[Candidate], Crosswalk, Counter[str], int]:
+def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[Candidate], Crosswalk, list[Skip], int]:
     """Find what could be a volume, by headers alone: candidates in the order of image_id, the crosswalk with every patient
-    numbered (where it numbers), how many files were skipped by code, and how many files there are."""
-    skipped: Counter[str] = Counter()
+    numbered (where it numbers), the files that were skipped, and how many files there are."""
+    skipped: dict[Path, tuple[int, str]] = {}
     slices: list[Slice] = []
     niftis: list[Path] = []
     tables: list[Path] = []
@@ -107,7 +99,7 @@ def scan(
     for number, path in enumerate(progress.track(paths, "reading headers"), start=1):
         try:
             kind = _kind(path, number)
-            header = dicom.read_header(path, number) if kind == "dicom" else "CT_NOT_DICOM"
+            parts = _headers(path, number) if kind == "dicom" else "CT_NOT_DICOM"
         except Refusal as refusal:
             unreadable.append((relative(path, source), refusal))
             continue
@@ -115,10 +107,10 @@ def scan(
             tables.append(path)
         elif kind == "nifti":
             niftis.append(path)
-        elif isinstance(header, Slice):
-            slices.append(header)
+        elif isinstance(parts, str):
+            skipped[path] = number, parts
         else:
-            skipped[header] += 1
+            slices += parts
     if len(tables) > 1:
         raise Refusal(
             "IMAGES_CSV_SEVERAL", f"{len(tables)} files {nifti.TABLE} in {source}", "Keep one, above all NIfTI files"
@@ -128,26 +120,53 @@ def scan(
         {part.patient_id for part in slices} - {""} | (nifti.patients(table) if table else set())
     )
     single = series.without_copies(slices)
-    if len(single) < len(slices):
-        skipped["CT_DUPLICATE_FILE"] = len(slices) - len(single)
+    kept = {part.path for part in single}
+    skipped |= {part.path: (part.number, "CT_DUPLICATE_FILE") for part in slices if part.path not in kept}
     found = series.candidates(single, crosswalk, settings) + nifti.candidates(niftis, source, table, crosswalk)
     found += [Candidate(crosswalk.image_id(f"file:{name}"), "dicom", refusal=why) for name, why in unreadable]
-    return _in_order(found), crosswalk, skipped, len(paths)
+    skips = [
+        Skip(number, crosswalk.image_id(f"file:{relative(path, source)}"), code)
+        for path, (number, code) in skipped.items()
+    ]
+    return _in_order(found), crosswalk, sorted(skips), len(paths)
+
+
+def _headers(path: Path, number: int) -> list[Slice] | str:
+    """The slices of one file, or the code under which it is skipped."""
+    header = dicom.read_header(path, number)
+    if isinstance(header, str):
+        return header
+    return enhanced.frames(header) if header.sop_class in ENHANCED else [header]
 
 
 def _walk(source: Path) -> list[Path]:
-    """Every file below ``source`` in a fixed order. A folder that cannot be listed is refused, or its images would vanish."""
+    """Every file below ``source`` in a fixed order, through links to folders too, each folder once.
+
+    A folder that cannot be listed is refused, or its images would vanish.
+    """
 
     def refuse(error: OSError) -> None:
         raise Refusal("SOURCE_UNREADABLE", f"a folder in {source} cannot be listed ({error.strerror})")
 
-    return sorted(Path(folder) / name for folder, _, names in os.walk(source, onerror=refuse) for name in names)
+    paths = []
+    seen = set()
+    for folder, below, names in os.walk(source, onerror=refuse, followlinks=True):
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        paths += [Path(folder) / name for name in names]
+    return sorted(paths)
 
 
 def _kind(path: Path, number: int) -> str:
-    if path.name == nifti.TABLE:
-        return "table"
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+            return "other"
+        if path.name == nifti.TABLE:
+            return "table"
         with open(path, "rb") as handle:
             head = handle.read(_HEAD_BYTES)
     except OSError as error:
@@ -185,10 +204,13 @@ def ingest_one(found: Candidate, folder: Path, settings: Settings, transform: di
         sidecar = _unchanged(found, folder, transform)
         status = "unchanged" if sidecar else "accepted"
         sidecar = sidecar or _write_volume(found, _reader(found).read_volume(found, settings), folder, transform)
+    except MemoryError:
+        refusal = Refusal("CT_OUT_OF_LIMITS", "the volume does not fit the memory")
+        return _refused(row, refusal)
     except Refusal as refusal:
         if refusal.code == "DISK_FULL":
             raise
-        return {**row, "status": "refused", "code": refusal.code, "message": refusal.message, "hint": refusal.hint}
+        return _refused(row, refusal)
     index = {
         "subject_id": found.subject_id,
         "time": found.time,
@@ -198,7 +220,12 @@ def ingest_one(found: Candidate, folder: Path, settings: Settings, transform: di
         "thickness_mm": found.thickness_mm,
         "n_slices": len(found.parts) if found.kind == "dicom" else sidecar["shape"][2],
     }
-    return {**row, "status": status, "shape": sidecar["shape"], "spacing_mm": sidecar["spacing_mm"], "index": index}
+    shown = {name: sidecar[name] for name in ("shape", "spacing_mm", "hu_range")}
+    return {**row, "status": status, **shown, "index": index}
+
+
+def _refused(row: dict[str, Any], why: Refusal) -> dict[str, Any]:
+    return {**row, "status": "refused", "code": why.code, "message": why.message, "hint": why.hint}
 
 
 def _reader(found: Candidate) -> Any:
@@ -235,6 +262,8 @@ def _write_volume(found: Candidate, volume: Volume, folder: Path, transform: dic
         "shape": list(volume.hu.shape),
         "spacing_mm": list(spacing_mm(volume.affine)),
         "affine": volume.affine.tolist(),
+        "hu_range": list(volume.hu_range),
+        "scanner": {"maker": found.maker, "kvp": found.kvp, "kernel": found.kernel, "thickness_mm": found.thickness_mm},
         "source_hash": volume.source_hash,
         "bytes": size,
         "settings": transform,
@@ -249,37 +278,3 @@ def write_npy(handle: BinaryIO, array: np.ndarray) -> None:
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
     handle.write(array.data)
-
-
-def _manifest(
-    rows: Sequence[dict[str, Any]], skipped: Counter[str], files: int, transform: dict[str, Any], paired: bool
-) -> dict[str, Any]:
-    states = Counter(row["status"] for row in rows)
-    return {
-        "settings": json.loads(json.dumps(transform)),
-        "paired": paired,
-        "files": files,
-        "accepted": states["accepted"] + states["unchanged"],
-        "unchanged": states["unchanged"],
-        "refused": dict(sorted(Counter(row["code"] for row in rows if row["status"] == "refused").items())),
-        "skipped": dict(sorted(skipped.items())),
-        "volumes": [{name: value for name, value in row.items() if name != "index"} for row in rows],
-    }
-
-
-def _write_index(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    table = []
-    for row in rows:
-        if row["status"] == "refused":
-            continue
-        line = {
-            "image_id": row["image_id"],
-            "source_kind": row["source_kind"],
-            "flags": ",".join(row["flags"]),
-            **row["index"],
-        }
-        for name, values in (("spacing", row["spacing_mm"]), ("shape", row["shape"]), ("origin", line.pop("origin"))):
-            line |= {f"{name}_{axis}": value for axis, value in zip("xyz", values, strict=True)}
-        table.append(line)
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(table, schema=INDEX), temporary)

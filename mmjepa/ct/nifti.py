@@ -2,15 +2,18 @@
 
 import gzip
 import hashlib
+import math
 import zlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from mmjepa.ct.volume import (
+    SPACING_MM,
     Candidate,
     Settings,
     Volume,
@@ -24,10 +27,12 @@ from mmjepa.ct.volume import (
 from mmjepa.identity import Crosswalk, read_rows
 from mmjepa.refusal import Refusal
 
+_HEADER_BYTES = 540  # of NIfTI-2, the longer one
+_MOST_ZIPPED = 1100  # gzip makes nothing smaller than a 1032nd
+_SLACK_BYTES = 1 << 20  # some writers pad the end
 TABLE = "images.csv"
 COLUMNS = ("file", "patient_id", "time")
 _HU_BELOW = -200  # some lung or air: raw scanner values and shifted ones are never negative
-_SPACING_MM = (0.01, 100.0)
 
 
 def looks_like_nifti(path: Path, head: bytes) -> bool:
@@ -61,7 +66,10 @@ def patients(table: Path) -> set[str]:
 def _read_table(table: Path) -> dict[Path, tuple[int, dict[str, str]]]:
     rows: dict[Path, tuple[int, dict[str, str]]] = {}
     for number, values in read_rows(table, COLUMNS, "IMAGES_CSV"):
-        path = (table.parent / values["file"]).resolve()
+        try:
+            path = (table.parent / values["file"]).resolve()
+        except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
+            raise Refusal("IMAGES_CSV_VALUE", f"{TABLE} row {number}: file is not a path") from None
         if path in rows:
             raise Refusal("IMAGES_CSV_DUPLICATE", f"{TABLE} rows {rows[path][0]} and {number} name the same file")
         rows[path] = (number, values)
@@ -111,32 +119,50 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
     """Read and check one file. Raises Refusal NII_* and the CT codes of voxels (CT_TOO_FEW_SLICES, CT_CONSTANT, ...)."""
     try:
         content = found.parts[0].read_bytes()
-        image = _open(content)
+        image = _open(content, settings)
         affine = _affine(image)
-        _check_shape(image, settings.min_slices)
+        _check_shape(image, settings)
         values = np.asarray(image.dataobj)
     except (Refusal, MemoryError):
         raise
     except Exception:  # gzip, zlib, nibabel and numpy each fail in their own way on broken bytes
         raise Refusal("NII_UNREADABLE", "not NIfTI, or truncated") from None
     hu = to_hu(_finite(values, settings))
-    check_hu(hu, None)
-    return Volume(*canonical(hu, affine), hashlib.sha256(content).hexdigest())
+    hu_range = check_hu(hu, None)
+    return Volume(*canonical(hu, affine), hu_range, hashlib.sha256(content).hexdigest())
 
 
-def _open(content: bytes) -> nib.Nifti1Image:
-    if content[:2] == b"\x1f\x8b":
-        content = gzip.decompress(content)
-    image_class = nib.Nifti2Image if content[4:7] == b"n+2" else nib.Nifti1Image
+def _open(content: bytes, settings: Settings) -> nib.Nifti1Image:
+    zipped = content[:2] == b"\x1f\x8b"
+    head = zlib.decompressobj(31).decompress(content, _HEADER_BYTES) if zipped else content[:_HEADER_BYTES]
+    image_class = nib.Nifti2Image if head[4:7] == b"n+2" else nib.Nifti1Image
+    if zipped:
+        content = _unzipped(content, image_class.header_class(head[: image_class.header_class.sizeof_hdr]), settings)
     return image_class.from_bytes(content)
 
 
-def _check_shape(image: nib.Nifti1Image, min_slices: int) -> None:
+def _unzipped(content: bytes, header: nib.Nifti1Header, settings: Settings) -> bytes:
+    """What is inside gzip, never more than the header announces and the limit allows: a small file may unpack to any size."""
+    shape = header.get_data_shape()
+    settings.check_size(shape)
+    expected = int(header["vox_offset"]) + math.prod(shape) * header.get_data_dtype().itemsize
+    if expected > len(content) * _MOST_ZIPPED:
+        raise Refusal("NII_UNREADABLE", "not NIfTI, or truncated")
+    expected += _SLACK_BYTES
+    with gzip.GzipFile(fileobj=BytesIO(content)) as handle:
+        unzipped = handle.read(expected)
+        if handle.read(1):
+            raise Refusal("NII_UNREADABLE", "holds more than its header announces")
+    return unzipped
+
+
+def _check_shape(image: nib.Nifti1Image, settings: Settings) -> None:
     shape = image.shape
     if len(shape) != 3:
         raise Refusal("NII_NOT_3D", f"shape {shape}", "Want one volume of three axes")
-    if min(shape) < min_slices:
-        raise Refusal("CT_TOO_FEW_SLICES", f"{min(shape)} slices, want >= {min_slices}")
+    if min(shape) < settings.min_slices:
+        raise Refusal("CT_TOO_FEW_SLICES", f"{min(shape)} slices, want >= {settings.min_slices}")
+    settings.check_size(shape)
     if image.get_data_dtype().kind not in "iuf":
         raise Refusal("NII_UNREADABLE", "voxels are not real numbers")
 
@@ -148,7 +174,7 @@ def _affine(image: nib.Nifti1Image) -> np.ndarray:
     affine = np.asarray(image.affine, dtype=float)
     spacing = spacing_mm(affine)
     units = header.get_xyzt_units()[0]
-    low, high = _SPACING_MM
+    low, high = SPACING_MM
     if not np.isfinite(affine).all() or not all(low <= s <= high for s in spacing) or units not in ("mm", "unknown"):
         shown = " x ".join(f"{s:.3g}" for s in spacing)
         raise Refusal("NII_BAD_SPACING", f"spacing {shown} in {units}", f"Want mm, each between {low} and {high}")

@@ -1,12 +1,14 @@
-"""Other voxel sizes, at batch time: linear interpolation, smoothed where it takes voxels away.
+"""Other voxel sizes, at batch time: linear interpolation, smoothed where it takes voxels away. And slices of a tilted gantry.
 
 Each axis is one small matrix: a triangle as wide as the coarser of the two grids (the anti-aliased linear filter of image
 libraries). Fine grids are so averaged before they are thinned out; where voxels grow it is plain linear interpolation.
 """
 
 import numpy as np
+from scipy import ndimage
 
 from mmjepa.ct.store import AIR_HU, VolumeStore
+from mmjepa.ct.volume import HU_FLOOR
 from mmjepa.refusal import Refusal
 
 Triple = tuple[float, float, float]
@@ -59,6 +61,22 @@ def crop_mm(
     for axis, weights in enumerate(matrices):
         values = _along(values, weights, axis)
     return _int16(values + AIR_HU)
+
+
+def deshear_hu(stack: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """int16 HU [slices, rows, columns], each slice moved by its ``shifts`` [slices, 2] (rows, columns; in pixels), and the (row,
+    column) of the old grid at which the new one begins.
+
+    Linear interpolation within the slice, none across. The grid grows so that nothing is cut off; what no slice covers is -1024.
+    """
+    low, high = np.floor(shifts.min(axis=0)).astype(int), np.ceil(shifts.max(axis=0)).astype(int)
+    rows, columns = np.array(stack.shape[1:]) + high - low
+    straight = np.empty((len(stack), rows, columns), dtype=np.int16)
+    for k, (values, shift) in enumerate(zip(stack, shifts - low, strict=True)):
+        grown = np.full((rows, columns), HU_FLOOR, dtype=np.float32)
+        grown[: values.shape[0], : values.shape[1]] = values
+        straight[k] = np.rint(ndimage.shift(grown, shift, order=1, mode="grid-constant", cval=HU_FLOOR))
+    return straight, (int(low[0]), int(low[1]))
 
 
 def triangle_weights(places: np.ndarray, n: int, step: float) -> np.ndarray:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from mmjepa.ct.dicom import ENHANCED, Slice, check_decoder, quiet, read_hu
-from mmjepa.ct.volume import Candidate, Settings, Volume, canonical, check_hu
+from mmjepa.ct.dicom import ENHANCED, Slice, check_decoder, open_file, quiet, read_hu
+from mmjepa.ct.geometry import SAME_PLACE_MM, affine_ras, check_geometry, heights_mm, straighten
+from mmjepa.ct.volume import SPACING_MM, Candidate, Settings, Volume, canonical, check_hu
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
-_SAME_PLACE_MM = 1e-3
-_ORTHONORMAL = 1e-3
+_FARTHEST_MM = 1e5
 _CHEST = {"CHEST", "LUNG", "LUNGS", "THORAX"}
 _PHOTOMETRIC = {"MONOCHROME1", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _RESCALE_TYPES = {"OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
@@ -25,10 +25,17 @@ _RESCALE_TYPES = {"OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
 def without_copies(slices: Sequence[Slice]) -> list[Slice]:
     """Leave out files that repeat another one: SOPInstanceUID, header and voxels alike."""
     kept: list[Slice] = []
+    hashes: dict[Path, str] = {}
+
+    def voxels(part: Slice) -> str:
+        if part.path not in hashes:
+            hashes[part.path] = _pixel_hash(part)
+        return hashes[part.path]
+
     seen: dict[Slice, list[Slice]] = defaultdict(list)
     for part in slices:
         twins = seen[replace(part, path=Path(), number=0)]
-        if part.sop_uid and twins and _pixel_hash(part) in map(_pixel_hash, twins):
+        if part.sop_uid and twins and voxels(part) in map(voxels, twins):
             continue
         twins.append(part)
         kept.append(part)
@@ -59,6 +66,14 @@ def candidates(slices: Sequence[Slice], crosswalk: Crosswalk, settings: Settings
             found.append(Candidate(crosswalk.image_id(uid), "dicom", refusal=refusal))
             continue
         stacks = split(parts)
+        if len(stacks) > 1 and any(part.frame is not None for part in parts):
+            refusal = Refusal(
+                "CT_ENHANCED_UNSUPPORTED",
+                f"enhanced CT has {len(stacks)} stacks",
+                "Export each stack as its own series",
+            )
+            found.append(Candidate(crosswalk.image_id(uid), "dicom", refusal=refusal))
+            continue
         for k, stack in enumerate(stacks, start=1):
             image_id = crosswalk.image_id(uid if len(stacks) == 1 else f"{uid}#{k}")
             found.append(_judge(image_id, stack, len(stacks), crosswalk, settings))
@@ -71,9 +86,11 @@ def _check_series(parts: Sequence[Slice]) -> None:
         raise Refusal("CT_SUBJECT_MIXED", f"series has {len(patients)} patient ids, want 1")
     if "" in patients:
         raise Refusal("CT_SUBJECT_MISSING", "series has no patient id")
-    if any(part.sop_class in ENHANCED for part in parts):
+    if any(part.sop_class in ENHANCED and part.frame is None for part in parts):
         raise Refusal(
-            "CT_ENHANCED_UNSUPPORTED", "enhanced multi-frame CT is not read", "Export it as classic CT images"
+            "CT_ENHANCED_UNSUPPORTED",
+            "enhanced CT without functional groups for each of its frames",
+            "Export it as classic CT images",
         )
     fields = {
         "ImageOrientationPatient": "orientation",
@@ -86,17 +103,25 @@ def _check_series(parts: Sequence[Slice]) -> None:
             raise Refusal("CT_NO_GEOMETRY", f"{tag} missing in {missing} slices")
     if any(min(part.pixel_spacing or (0.0,)) <= 0 or min(part.shape) <= 0 for part in parts):
         raise Refusal("CT_NO_GEOMETRY", "PixelSpacing, Rows and Columns must be positive")
+    numbers = {
+        "PixelSpacing": ([mm for part in parts for mm in part.pixel_spacing or ()], SPACING_MM),
+        "ImagePositionPatient": ([mm for part in parts for mm in part.position or ()], (-_FARTHEST_MM, _FARTHEST_MM)),
+    }
+    for tag, (values, (low, high)) in numbers.items():
+        for value in (min(values), max(values)):
+            if not low <= value <= high:
+                raise Refusal("CT_OUT_OF_LIMITS", f"{tag} {value:.3g} mm, limit {low:g}..{high:g}")
 
 
 def split(parts: Sequence[Slice]) -> list[list[Slice]]:
-    """Stacks of one geometry (orientation, pixel spacing, matrix), in the order of that geometry.
+    """Stacks of one geometry (orientation, pixel spacing, matrix, named stack), in the order of that geometry.
 
     Where positions repeat and the acquisition (or temporal position) tells them apart, it splits the stack further.
     """
     by_geometry: dict[tuple, list[Slice]] = defaultdict(list)
     for part in parts:
         orientation = tuple(round(value, 4) + 0.0 for value in part.orientation or ())
-        by_geometry[(orientation, part.pixel_spacing, part.shape)].append(part)
+        by_geometry[(orientation, part.pixel_spacing, part.shape, part.stack)].append(part)
     stacks = []
     for key in sorted(by_geometry):
         stack = by_geometry[key]
@@ -108,18 +133,8 @@ def split(parts: Sequence[Slice]) -> list[list[Slice]]:
     return stacks
 
 
-def _normal(part: Slice) -> np.ndarray:
-    cosines = np.array(part.orientation)
-    return np.cross(cosines[:3], cosines[3:])
-
-
-def _heights_mm(stack: Sequence[Slice]) -> np.ndarray:
-    """Positions along the stack's normal."""
-    return np.array([part.position for part in stack]) @ _normal(stack[0])
-
-
 def _repeats(stack: Sequence[Slice]) -> int:
-    return int((np.diff(np.sort(_heights_mm(stack))) <= _SAME_PLACE_MM).sum())
+    return int((np.diff(np.sort(heights_mm(stack))) <= SAME_PLACE_MM).sum())
 
 
 def _judge(image_id: str, stack: Sequence[Slice], siblings: int, crosswalk: Crosswalk, settings: Settings) -> Candidate:
@@ -133,9 +148,10 @@ def _judge(image_id: str, stack: Sequence[Slice], siblings: int, crosswalk: Cros
         if subject is None:
             raise Refusal("CT_SUBJECT_UNKNOWN", "the patient is not in the crosswalk", "Add a row for this patient")
         _check_tags(stack, settings)
-        ordered = _check_geometry(stack, settings.min_slices)
+        ordered, tilted = check_geometry(stack, settings)
     except Refusal as refusal:
         return replace(found, refusal=refusal)
+    flags += ["CT_GANTRY_TILT"] * tilted + ["CT_NO_RESCALE"] * any(part.rescale is None for part in stack)
     moments = [
         min(known) for level in zip(*(part.time for part in stack), strict=True) if (known := [t for t in level if t])
     ]
@@ -147,7 +163,9 @@ def _judge(image_id: str, stack: Sequence[Slice], siblings: int, crosswalk: Cros
         kernel=first.kernel,
         thickness_mm=first.thickness_mm,
         chest=first.body_part in _CHEST,
-        flags=found.flags if moments else (*found.flags, "CT_NO_TIME"),
+        kvp=first.kvp,
+        maker=first.maker,
+        flags=tuple(flags if moments else [*flags, "CT_NO_TIME"]),
     )
 
 
@@ -175,64 +193,10 @@ def _check_tags(stack: Sequence[Slice], settings: Settings) -> None:
         check_decoder(syntax)
 
 
-def _check_geometry(stack: Sequence[Slice], min_slices: int) -> list[Slice]:
-    """The slices sorted along the normal. Raises the codes of an invalid, short, doubled, gappy or tilted stack."""
-    cosines = np.array([part.orientation for part in stack])
-    row, column = cosines[:, :3], cosines[:, 3:]
-    products = [(row * row).sum(1) - 1, (column * column).sum(1) - 1, (row * column).sum(1)]
-    error = max(float(np.abs(product).max()) for product in products)
-    if error > _ORTHONORMAL:
-        raise Refusal("CT_ORIENTATION_INVALID", f"direction cosines not orthonormal ({error:.3g})")
-    if len(stack) < min_slices:
-        raise Refusal("CT_TOO_FEW_SLICES", f"{len(stack)} slices, want >= {min_slices}")
-    order = np.argsort(_heights_mm(stack), kind="stable")
-    ordered = [stack[i] for i in order]
-    _check_steps(ordered)
-    return ordered
-
-
-def _check_steps(ordered: Sequence[Slice]) -> None:
-    steps = np.diff(_heights_mm(ordered))
-    repeats = int((steps <= _SAME_PLACE_MM).sum())
-    if repeats:
-        raise Refusal(
-            "CT_DUPLICATE_POSITION",
-            f"{repeats} positions held twice; several reconstructions?",
-            "Keep one of them in the series",
-        )
-    median = float(np.median(steps))
-    if np.abs(steps - median).max() > max(0.1 * median, 0.05):
-        raise Refusal(
-            "CT_SPACING_IRREGULAR",
-            f"steps {steps.min():.3f}..{steps.max():.3f} mm, median {median:.3f}",
-            "Are slices missing?",
-        )
-    moves = np.diff(np.array([part.position for part in ordered]), axis=0)
-    sideways = np.linalg.norm(moves - steps[:, None] * _normal(ordered[0]), axis=1)
-    if sideways.max() > 0.05 * median:
-        degrees = float(np.degrees(np.arctan2(np.median(sideways), median)))
-        raise Refusal(
-            "CT_GANTRY_TILT", f"slices shift sideways by {degrees:.1f} degrees", "Straighten the series first"
-        )
-
-
-def affine_ras(ordered: Sequence[Slice]) -> np.ndarray:
-    """4 x 4 affine of (column, row, slice) indices to RAS mm. DICOM's own axes are LPS: x and y change sign."""
-    first = ordered[0]
-    cosines, spacing = np.array(first.orientation), np.array(first.pixel_spacing)
-    steps = np.diff(_heights_mm(ordered))
-    step = float(np.median(steps))
-    affine = np.eye(4)
-    affine[:3, 0] = cosines[:3] * spacing[1]
-    affine[:3, 1] = cosines[3:] * spacing[0]
-    affine[:3, 2] = _normal(first) * step
-    affine[:3, 3] = np.array(first.position)
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-
-
 def source_hash(ordered: Sequence[Slice]) -> str:
     """Hash of the files of a stack, in their order along it."""
-    return _digest(hashlib.sha256(part.path.read_bytes()).digest() for part in ordered)
+    paths = dict.fromkeys(part.path for part in ordered)  # frames share their file
+    return _digest(hashlib.sha256(path.read_bytes()).digest() for path in paths)
 
 
 def _digest(hashes: Iterable[bytes]) -> str:
@@ -241,12 +205,21 @@ def _digest(hashes: Iterable[bytes]) -> str:
 
 def read_volume(found: Candidate, settings: Settings) -> Volume:
     """Decode an accepted candidate. Raises CT_PIXEL_CORRUPT, CT_CONSTANT, CT_HU_IMPLAUSIBLE."""
-    rows, columns = found.parts[0].shape
-    stack = np.empty((len(found.parts), rows, columns), dtype=np.int16)
-    hashes = []
+    stack = np.empty(0, dtype=np.int16)
+    hashes: dict[Path, bytes] = {}
+    opened = None
     for k, part in enumerate(found.parts):
-        stack[k], file_hash = read_hu(part, k + 1, settings.rescale)
-        hashes.append(file_hash)
-    check_hu(stack, settings.chest_p5_hu if found.chest else None)
-    hu, affine = canonical(stack.transpose(2, 1, 0), affine_ras(found.parts))
-    return Volume(hu, affine, _digest(hashes))
+        if opened is None or opened[0] != part.path:  # frames of one file follow each other: it is read once
+            data, hashes[part.path] = open_file(part, k + 1)
+            opened = part.path, data
+        values = read_hu(opened[1], part, k + 1, settings.rescale)
+        if not k:  # not before one slice is what its header claims
+            stack = np.empty((len(found.parts), *values.shape), dtype=np.int16)
+        stack[k] = values
+    hu_range = check_hu(stack, settings.chest_p5_hu if found.chest else None)
+    affine = affine_ras(found.parts)
+    if "CT_GANTRY_TILT" in found.flags:
+        stack, affine = straighten(stack, affine, found.parts)
+        hu_range = min(hu_range[0], int(stack.min())), hu_range[1]
+    hu, affine = canonical(stack.transpose(2, 1, 0), affine)
+    return Volume(hu, affine, hu_range, _digest(hashes.values()))

@@ -1,5 +1,8 @@
 """What DICOM and NIfTI share: a candidate volume, the settings, HU, canonical axes and the checks on voxels."""
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +14,7 @@ import numpy as np
 from mmjepa.refusal import Refusal
 
 HU_FLOOR, HU_CEILING = -1024, 3071  # air under every padding value in use; the ceiling of 12 bits (metal)
+SPACING_MM = (0.01, 100.0)  # what a voxel's edge may be; beyond it the header is wrong
 _INT16_CEILING = 32767
 _MAX_SHEAR = 0.05
 
@@ -23,18 +27,32 @@ class Settings:
     chest_p5_hu: where the files say that the chest is seen, the 5th percentile must lie below this; None turns it off.
     rescale: (slope, intercept) for DICOM slices without rescale tags; None refuses them.
     nifti_hu: ``auto`` accepts NIfTI voxels as HU when the lowest is below -200; ``as-is`` takes them as HU unseen.
+    tilt: ``refuse`` or ``resample`` a DICOM series whose slices shift sideways (a tilted gantry).
+    max_voxels: most voxels of a volume; None sets no limit but the memory.
     """
 
     min_slices: int = 4
     chest_p5_hu: float | None = -700.0
     rescale: tuple[float, float] | None = None
     nifti_hu: str = "auto"
+    tilt: str = "refuse"
+    max_voxels: int | None = None
 
     def __post_init__(self) -> None:
         if self.nifti_hu not in ("auto", "as-is"):
             raise Refusal("CT_SETTINGS", f"nifti_hu is {self.nifti_hu!r}", "Want auto or as-is")
+        if self.tilt not in ("refuse", "resample"):
+            raise Refusal("CT_SETTINGS", f"tilt is {self.tilt!r}", "Want refuse or resample")
+        if self.max_voxels is not None and self.max_voxels < 1:
+            raise Refusal("CT_SETTINGS", f"max_voxels is {self.max_voxels}", "Want a positive number")
         if self.min_slices < 2:
             raise Refusal("CT_SETTINGS", f"min_slices is {self.min_slices}", "Want 2 or more: one slice has no spacing")
+
+    def check_size(self, shape: Sequence[int]) -> None:
+        """Refuse (CT_OUT_OF_LIMITS) a volume of more voxels than ``max_voxels``."""
+        voxels = math.prod(shape)
+        if self.max_voxels is not None and voxels > self.max_voxels:
+            raise Refusal("CT_OUT_OF_LIMITS", f"voxels {voxels}, limit {self.max_voxels}", "Set max_voxels")
 
 
 @dataclass(frozen=True)
@@ -49,16 +67,20 @@ class Candidate:
     kernel: str = ""
     thickness_mm: float | None = None
     chest: bool = False
+    kvp: float | None = None
+    maker: str = ""
     flags: tuple[str, ...] = ()
     refusal: Refusal | None = None
 
 
 @dataclass
 class Volume:
-    """int16 HU [X, Y, Z] in RAS+ order, its 4 x 4 affine (voxel -> RAS mm) and the hash of the files it came from."""
+    """int16 HU [X, Y, Z] in RAS+ order, its 4 x 4 affine (voxel -> RAS mm), lowest and highest HU, and the hash of the files
+    it came from."""
 
     hu: np.ndarray
     affine: np.ndarray
+    hu_range: tuple[int, int]
     source_hash: str
 
 
@@ -85,12 +107,12 @@ def shear_degrees(affine: np.ndarray) -> float:
 def to_hu(values: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
     """float32 HU -> int16 HU: padding becomes -1024, the rest is clipped to [-1024, 3071] and rounded.
 
-    Raises Refusal CT_HU_IMPLAUSIBLE above 32767 HU: an unsigned padding value that no tag declares.
+    Raises Refusal CT_HU_IMPLAUSIBLE above 32767 HU (an unsigned padding value that no tag declares) and for NaN.
     """
     if padding is not None:
         values[padding] = HU_FLOOR
     highest = values.max()
-    if highest > _INT16_CEILING:
+    if not highest <= _INT16_CEILING:  # so written that NaN is refused
         raise Refusal(
             "CT_HU_IMPLAUSIBLE",
             f"highest value {highest:.0f} HU",
@@ -100,10 +122,11 @@ def to_hu(values: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
     return np.rint(values, out=values).astype(np.int16)
 
 
-def check_hu(hu: np.ndarray, p5_below: float | None) -> None:
-    """Refuse a constant volume (CT_CONSTANT) and, given a threshold, one without enough air (CT_HU_IMPLAUSIBLE)."""
-    lowest = int(hu.min())
-    if lowest == hu.max():
+def check_hu(hu: np.ndarray, p5_below: float | None) -> tuple[int, int]:
+    """Lowest and highest HU. Refuses a constant volume (CT_CONSTANT) and, given a threshold, one without enough air
+    (CT_HU_IMPLAUSIBLE)."""
+    lowest, highest = int(hu.min()), int(hu.max())
+    if lowest == highest:
         raise Refusal("CT_CONSTANT", f"all voxels equal {lowest}")
     if p5_below is not None and np.count_nonzero(hu < p5_below) <= 0.05 * hu.size:
         raise Refusal(
@@ -111,8 +134,9 @@ def check_hu(hu: np.ndarray, p5_below: float | None) -> None:
             f"5th percentile {np.percentile(hu, 5):.0f} HU, want < {p5_below:.0f}",
             "Set chest_p5_hu to another threshold, or to none, if these are HU of a chest",
         )
+    return lowest, highest
 
 
 def relative(path: Path, root: Path) -> str:
-    """``path`` below ``root`` with forward slashes on every system."""
-    return path.relative_to(root).as_posix()
+    """``path`` below ``root`` with forward slashes on every system; bytes of a name that are no UTF-8 are spelled out."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
