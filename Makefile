@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.stamp-installed
+TIMM_STAMP := .venv-timm/.stamp-installed
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test test-timm lint bench clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 16
 
 install: $(STAMP)  ## a virtual environment in .venv with the tested versions
 
@@ -23,6 +24,14 @@ demo: install  ## pretrain on a synthetic cohort of CT and EHR, judge it, write 
 test: install  ## the tests; ARGS="tests/audit -q" runs a part
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
 
+test-timm: $(TIMM_STAMP)  ## the tests of the 2.5-D encoder, in an environment of their own (.venv-timm)
+	OMP_NUM_THREADS=1 .venv-timm/bin/pytest -m timm tests/encoders $(ARGS)
+
+$(TIMM_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/python -m pip install -c constraints.txt -e '.[timm]' pytest hypothesis
+	@touch $@
+
 lint: install  ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,5 +41,5 @@ bench: install  ## the benchmarks, one after the other
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script; done
 
 clean:  ## remove the environment and caches; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-timm build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

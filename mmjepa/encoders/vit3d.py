@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmjepa.batch import VolumeView
@@ -10,31 +11,41 @@ from mmjepa.batch import VolumeView
 
 @dataclass(frozen=True, kw_only=True)
 class ViT3DConfig:
-    """patch: edge of a cubic token in voxels. width, depth, heads, ffn: of the transformer. latent: output width."""
+    """patch: edge of a cubic token in voxels. channels: of a crop (HU windows). width, depth, heads, ffn: of the
+    transformer. latent: output width. learned_grid: tokens along each axis on which places are learned, resampled for
+    other grids; None: fixed sines and cosines. registers: learned tokens that are no place, attended to and dropped."""
 
     patch: int = 8
+    channels: int = 1
     width: int = 128
     depth: int = 4
     heads: int = 4
     ffn: int = 512
     latent: int = 128
+    learned_grid: tuple[int, int, int] | None = None
+    registers: int = 0
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("patch", "width", "depth", "heads", "ffn", "latent")}
-        if min(sizes.values()) < 1:
-            raise ValueError(f"every size must be at least 1, not {sizes}")
-        if self.width % self.heads or self.width % 6:
+        names = ("patch", "channels", "width", "depth", "heads", "ffn", "latent")
+        sizes = {name: getattr(self, name) for name in names}
+        if min(*sizes.values(), *(self.learned_grid or ())) < 1 or self.registers < 0:
             raise ValueError(
-                f"width={self.width} must be a multiple of heads={self.heads} and of 6 (three sin/cos axes)"
+                f"every size must be at least 1, not {sizes}, learned_grid={self.learned_grid}; "
+                f"registers={self.registers} at least 0"
+            )
+        if self.width % self.heads or (self.learned_grid is None and self.width % 6):
+            raise ValueError(
+                f"width={self.width} must be a multiple of heads={self.heads} and, unless places are learned, "
+                "a multiple of 6 (three sin/cos axes)"
             )
 
 
 class ViT3D(nn.Module):
-    """Encodes crops [V, 1, X, Y, Z] to latents.
+    """Encodes crops [V, C, X, Y, Z] to latents.
 
-    Positions are fixed sines and cosines of the token's place in millimetre-free grid units, so another grid than the
-    one trained on needs no resampling. A MONAI TransformerBlock is used without dropout: with its fused attention,
-    dropout would stay on in eval mode.
+    Fixed places are sines and cosines of a token's index, the same in every grid. Learned places are resampled to
+    other grids (trilinear), so they tell where in the crop a token lies, whatever the crop's size. A MONAI
+    TransformerBlock is used without dropout: with its fused attention, dropout would stay on in eval mode.
     """
 
     def __init__(self, config: ViT3DConfig) -> None:
@@ -42,7 +53,7 @@ class ViT3D(nn.Module):
         from monai.networks.blocks.transformerblock import TransformerBlock
 
         self.config = config
-        self.embed = nn.Linear(config.patch**3, config.width)
+        self.embed = nn.Linear(config.channels * config.patch**3, config.width)
         self.blocks = nn.ModuleList()
         for _ in range(config.depth):
             block = TransformerBlock(config.width, config.ffn, config.heads, qkv_bias=True, use_flash_attention=True)
@@ -50,6 +61,11 @@ class ViT3D(nn.Module):
             self.blocks.append(block)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.latent)
+        if config.learned_grid is not None:
+            x, y, z = config.learned_grid
+            self.place = nn.Parameter(0.02 * torch.randn(1, x * y * z, config.width))
+        if config.registers:
+            self.register = nn.Parameter(0.02 * torch.randn(1, config.registers, config.width))
 
     @property
     def width(self) -> int:
@@ -57,26 +73,47 @@ class ViT3D(nn.Module):
         return self.config.latent
 
     def grid(self, voxels: Tensor) -> tuple[int, int, int]:
-        """Tokens along each axis for crops [V, 1, X, Y, Z]. Raises ValueError if the patch does not divide an edge."""
+        """Tokens along each axis for crops [V, C, X, Y, Z]. Raises ValueError if the patch does not divide an edge."""
         edges = tuple(voxels.shape[2:])
         if any(edge % self.config.patch for edge in edges):
             raise ValueError(f"crop {edges} is not a multiple of patch={self.config.patch}")
         x, y, z = (edge // self.config.patch for edge in edges)
         return x, y, z
 
+    def places_mm(self, voxels: Tensor, spacing_mm: Tensor) -> Tensor:
+        """Centres [V, N, 3] of all tokens of crops with ``spacing_mm`` [V, 3], in mm from the first voxel's centre."""
+        return token_places_mm(self.grid(voxels), (self.config.patch,) * 3, spacing_mm)
+
     def tokens(self, voxels: Tensor, keep: Tensor | None = None) -> Tensor:
         """Token latents [V, K, latent] of the kept places (all of them: keep=None), in the order of ``keep``."""
+        return self.head(self.hidden_states(voxels, keep))
+
+    def hidden_states(self, voxels: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The transformer's normalised output [V, K, width] at the kept places, without the registers."""
         grid, p = self.grid(voxels), self.config.patch
-        patches = voxels.reshape(len(voxels), grid[0], p, grid[1], p, grid[2], p)
-        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(voxels), -1, p**3)
-        place = sincos_places(grid, self.config.width, voxels.device).expand(len(voxels), -1, -1)
+        voxels = plain_tensor(voxels)
+        patches = voxels.reshape(*voxels.shape[:2], grid[0], p, grid[1], p, grid[2], p)
+        patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(len(voxels), -1, self.embed.in_features)
+        place = self._places(grid).expand(len(voxels), -1, -1)
         if keep is not None:
-            patches = patches.gather(1, keep[:, :, None].expand(-1, -1, p**3))
+            patches = patches.gather(1, keep[:, :, None].expand(-1, -1, patches.shape[2]))
             place = place.gather(1, keep[:, :, None].expand(-1, -1, self.config.width))
         hidden = self.embed(patches) + place
+        if self.config.registers:
+            hidden = torch.cat([self.register.expand(len(voxels), -1, -1), hidden], dim=1)
         for block in self.blocks:
             hidden = block(hidden)
-        return self.head(self.norm(hidden))
+        return self.norm(hidden[:, self.config.registers :])
+
+    def _places(self, grid: tuple[int, int, int]) -> Tensor:
+        """Code [1, N, width] of the places of a token grid in raster order."""
+        trained = self.config.learned_grid
+        if trained is None:
+            return sincos_places(grid, self.config.width, self.embed.weight.device)
+        if grid == trained:
+            return self.place
+        volume = self.place.unflatten(1, trained).movedim(-1, 1)
+        return F.interpolate(volume, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
 
     def forward(self, view: VolumeView) -> Tensor:
         """Latents [rows, latent] of a view: the mean over tokens of each crop, or every kept token."""
@@ -98,3 +135,17 @@ def sincos_places(grid: tuple[int, int, int], width: int, device: torch.device) 
         axes[2][None, None].expand(x, y, z, -1),
     ]
     return torch.cat(spread, dim=-1).reshape(1, x * y * z, width)
+
+
+def plain_tensor(voxels: Tensor) -> Tensor:
+    """The same memory as a plain tensor: MONAI's MetaTensor would survive every layer, and slow it down."""
+    return voxels if type(voxels) is Tensor else voxels.as_subclass(Tensor)
+
+
+def token_places_mm(grid: tuple[int, int, int], token: tuple[int, int, int], spacing_mm: Tensor) -> Tensor:
+    """Centres [V, N, 3] of the tokens of a grid in raster order, in mm along x, y, z from the first voxel's centre.
+
+    token: voxels along each axis. spacing_mm: [V, 3], of each crop.
+    """
+    axes = [(torch.arange(n, device=spacing_mm.device) + 0.5) * size - 0.5 for n, size in zip(grid, token, strict=True)]
+    return torch.cartesian_prod(*axes) * spacing_mm[:, None, :]
