@@ -72,8 +72,10 @@ def find_one(source: Path, *patterns: str) -> Path:
     return found[0]
 
 
-def read_table(path: Path, columns: Iterable[str], separator: str = ",") -> pd.DataFrame:
+def read_table(path: Path, columns: Iterable[str], separator: str = ",", first_line: bool = False) -> pd.DataFrame:
     """The named columns of a text table, every cell as stripped text; extra columns are left alone.
+
+    first_line: a column goes by the first line of its header, which then explains its codes.
 
     Raises Refusal SOURCE_COLUMNS, SOURCE_UNREADABLE (ragged rows, another encoding).
     """
@@ -82,6 +84,8 @@ def read_table(path: Path, columns: Iterable[str], separator: str = ",") -> pd.D
             rows = list(csv.reader(handle, delimiter=separator, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error):
         raise Refusal("SOURCE_UNREADABLE", f"{path} cannot be read as a UTF-8 table") from None
+    if rows and first_line:
+        rows[0] = [(name.strip().splitlines() or [""])[0] for name in rows[0]]
     return table_of(rows, columns, path)
 
 
@@ -162,18 +166,27 @@ def _time(parts: list[Slice]) -> datetime | None:
 
 
 class SourceFolder:
-    """A source folder being written. ``people``: the crosswalk, whose numbers and shifts come from a fresh secret salt."""
+    """A source folder being written.
 
-    def __init__(self, path: Path, patients: Iterable[str]) -> None:
+    people: the crosswalk. numbered: subject numbers and date shifts come from a fresh secret salt; else a patient's own number
+    is the subject's and dates stay, for sources whose records are on that footing already.
+    """
+
+    def __init__(self, path: Path, patients: Iterable[str], numbered: bool = True) -> None:
         self.path = path
-        (path / "identity").mkdir(parents=True)
-        salt = salt_at(path / "identity" / "salt.txt", cohort=path / "ehr")
+        table = path / "identity" / "crosswalk.csv"
+        table.parent.mkdir(parents=True)
+        salt = salt_at(table.with_name("salt.txt"), cohort=path / "ehr")
         patients = sorted({patient for patient in patients if patient})
-        self.people = Crosswalk.none(salt).numbered(patients)
-        with open(path / "identity" / "crosswalk.csv", "w", newline="") as handle:
+        people = Crosswalk.none(salt).numbered(patients)
+        with open(table, "w", newline="") as handle:
             rows = csv.writer(handle)
             rows.writerow(COLUMNS)
-            rows.writerows((p, self.people.subject_id(p), self.people.date_shift_days(p)) for p in patients)
+            for name in patients:
+                rows.writerow(
+                    (name, people.subject_id(name), people.date_shift_days(name)) if numbered else (name, name, 0)
+                )
+        self.people = Crosswalk.read(table, table.with_name("salt.txt"))
 
     def moved(self, patient: str, moment: datetime) -> pd.Timestamp:
         """A source date-time on the cohort's clock."""
@@ -181,7 +194,7 @@ class SourceFolder:
 
     def link(self, name: str, target: Path) -> None:
         """Let ``name`` point to files that stay where they are."""
-        (self.path / name).symlink_to(target.resolve(), target_is_directory=True)
+        (self.path / name).symlink_to(target.resolve(), target_is_directory=target.is_dir())
 
     def write_events(self, rows: list[tuple], name: str) -> int:
         """MEDS from (subject_id, time or None, code, number or None); returns the number of rows."""
@@ -229,13 +242,13 @@ def _table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
 
 
 @contextmanager
-def new_source_folder(out: Path, patients: Iterable[str]) -> Iterator[SourceFolder]:
+def new_source_folder(out: Path, patients: Iterable[str], numbered: bool = True) -> Iterator[SourceFolder]:
     """A source folder that appears at ``out`` whole, or not at all. Raises Refusal OUTPUT_EXISTS."""
     fresh_folder(out, "folder")
     if out.is_dir():
         out.rmdir()  # empty; a rename needs the name free
     with atomic_path(out) as temporary:
-        yield SourceFolder(temporary, patients)
+        yield SourceFolder(temporary, patients, numbered)
 
 
 def said(label: str, counts: Counter[str]) -> dict[str, dict[str, int]]:
