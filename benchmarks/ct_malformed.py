@@ -1,0 +1,206 @@
+"""Malformed and odd CT inputs against the ingest: every one refused or corrected as the contract says, none accepted in silence.
+
+What must come out of each case stands in ``ct_malformed.csv``, written from the contract: ``load`` once for every volume, and
+every code that the manifest must count (refusals, skipped files, flags), no more and no fewer. Where a volume is accepted, its
+voxels and geometry must equal an independent decode: SimpleITK for DICOM (highdicom for multi-frame files), nibabel
+for NIfTI.
+
+The first twenty cases are edits of one chest series: a real one where the folder of optional data has it (``--data``), else a
+synthetic one. Each case is ingested in a process of its own with limited memory and time. One row per case on standard output,
+then one JSON object. Exit code 1 when a case differs.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import ct_cases  # pyrefly: ignore[missing-import]
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+
+from mmjepa.ct.ingest import ingest_images
+from mmjepa.files import read_json
+from mmjepa.identity import Crosswalk
+from mmjepa.refusal import Refusal
+
+EXPECTED = Path(__file__).with_suffix(".csv")
+SALT = "a salt for malformed inputs"
+LIMIT_S, LIMIT_BYTES = 120, 16 << 30
+FLOOR_HU, CEILING_HU, WRAPPED_HU = -1024, 3071, 32767
+Decoded = tuple[np.ndarray, np.ndarray]
+
+
+def expectations() -> dict[str, dict[str, str]]:
+    """The committed table by case: what, expected."""
+    with open(EXPECTED, newline="", encoding="utf-8") as handle:
+        return {row["case"]: row for row in csv.DictReader(handle)}
+
+
+def counted(manifest: dict[str, Any]) -> list[str]:
+    """What a manifest says, in the words of the table. A flag for an unknown time is no matter of the contract."""
+    flags = {flag for volume in manifest["volumes"] if volume["status"] != "refused" for flag in volume["flags"]}
+    flags |= {flag for volume in manifest["volumes"] for flag in volume["flags"]} & {"CT_SPLIT_SERIES"}
+    codes = {*manifest["refused"], *manifest["skipped"], *(flags - {"CT_NO_TIME"})}
+    return ["load"] * manifest["accepted"] + sorted(codes)
+
+
+def ingested(source: Path, out: Path, **options: Any) -> list[str]:
+    """Ingest a folder; what the manifest and a refusal of the whole run say."""
+    try:
+        return counted(ingest_images(source, out, crosswalk=Crosswalk.none(SALT), **options))
+    except Refusal as refusal:
+        manifest = out / "ct" / "manifest.json"
+        return sorted({refusal.code, *(counted(read_json(manifest)) if manifest.exists() else [])})
+
+
+def decoded(source: Path) -> list[Decoded]:
+    """The volumes that the folder should give, by SimpleITK and nibabel: HU and affine, axes closest to R, A, S."""
+    dicom: dict[str, list[Path]] = {}
+    niftis = []
+    for folder, _, names in os.walk(source):
+        for name in sorted(names):
+            if name.startswith("n"):
+                niftis.append(Path(folder) / name)
+            elif name.startswith(("a_", "b_")):
+                dicom.setdefault(name[0], []).append(Path(folder) / name)
+    images = [_by_highdicom(paths[0]) or _by_simpleitk(paths) for _, paths in sorted(dicom.items())]
+    return [canonical(image) for image in images + [nib.Nifti1Image.from_filename(path) for path in niftis]]
+
+
+def canonical(image: nib.Nifti1Image) -> Decoded:
+    """HU as the contract stores them and the affine, axes closest to R, A, S."""
+    closest = nib.as_closest_canonical(image)
+    values = closest.get_fdata()
+    values[values > WRAPPED_HU] = FLOOR_HU  # a negative padding value in unsigned voxels: the contract's rule 8
+    return np.rint(values.clip(FLOOR_HU, CEILING_HU)).astype(np.int16), np.asarray(closest.affine)
+
+
+def _by_highdicom(path: Path) -> nib.Nifti1Image | None:
+    """A multi-frame file, whose frames SimpleITK does not sort; None for a classic image."""
+    if "NumberOfFrames" not in pydicom.dcmread(path, stop_before_pixels=True, force=True):
+        return None
+    volume = hd.imread(path).get_volume()
+    voxels, axes = volume.array.transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]]
+    return nib.Nifti1Image(voxels, np.diag([-1, -1, 1, 1]) @ axes)
+
+
+def _by_simpleitk(paths: Sequence[Path]) -> nib.Nifti1Image:
+    """Every file read alone (rescale applied by GDCM), padding to air, stacked along the normal."""
+    slices = sorted((_slice(path) for path in paths), key=lambda part: part[0])
+    voxels, first = np.concatenate([part[1] for part in slices], axis=2), slices[0][2]
+    columns = np.array(first.GetDirection()).reshape(3, 3) * first.GetSpacing()
+    if len(slices) > 1:
+        columns[:, 2] *= np.median(np.diff([part[0] for part in slices])) / first.GetSpacing()[2]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = columns, first.GetOrigin()
+    return nib.Nifti1Image(voxels.astype(np.float64), np.diag([-1, -1, 1, 1]) @ affine)
+
+
+def _slice(path: Path) -> tuple[float, np.ndarray, sitk.Image]:
+    """Place along the normal, voxels [X, Y, frames] in HU, image."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(os.fspath(path))
+    reader.SetImageIO("GDCMImageIO")
+    image = reader.Execute()
+    voxels = sitk.GetArrayFromImage(image).astype(np.float64)
+    keys = {key for key in ("0028|0120", "0028|0121") if reader.HasMetaDataKey(key)}
+    if keys:
+        slope, intercept = float(reader.GetMetaData("0028|1053")), float(reader.GetMetaData("0028|1052"))
+        ends = [float(reader.GetMetaData(key)) * slope + intercept for key in sorted(keys)]
+        voxels[(voxels >= min(ends)) & (voxels <= max(ends))] = FLOOR_HU
+    normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
+    return float(normal @ image.GetOrigin()), voxels.transpose(2, 1, 0), image
+
+
+def stored(out: Path) -> list[Decoded]:
+    """The volumes in a cohort: HU and affine."""
+    sidecars = sorted((out / "ct" / "volumes").glob("*.json"))
+    return [(np.load(path.with_suffix(".npy")), np.array(read_json(path)["affine"])) for path in sidecars]
+
+
+def same(one: Decoded, other: Decoded, tolerance_mm: float = 1e-3) -> bool:
+    """Whether two volumes hold equal voxels at equal places."""
+    return np.array_equal(one[0], other[0]) and np.allclose(one[1], other[1], atol=tolerance_mm, rtol=0)
+
+
+def run_case(name: str, folder: Path, real: Path | None) -> list[str]:
+    """Build, ingest and compare one case in ``folder``; the words of its manifest, and what else is wrong."""
+    source, out = folder / "source", folder / "out"
+    source.mkdir(parents=True)
+    slices = ct_cases.real_series(real) if name in ct_cases.TABLE else None
+    ct_cases.CASES[name](source, slices or ct_cases.synthetic_series())
+    got = ingested(source, out, **ct_cases.OPTIONS.get(name, {}))
+    ours = stored(out)
+    if len(ours) != got.count("load"):
+        got.append(f"({len(ours)} volumes on disk)")
+    if ours:
+        theirs = decoded(source)
+        if len(ours) != len(theirs) or not all(any(same(one, other) for other in theirs) for one in ours):
+            got.append("(differs from the independent decode)")
+    return got
+
+
+def _child(name: str, folder: Path, real: Path | None, send: Connection) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
+    sitk.ProcessObject.GlobalWarningDisplayOff()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        send.send(run_case(name, folder, real))
+    except BaseException as error:  # whatever it is, the row must show it
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        send.send([f"(crash: {type(error).__name__} in {Path(place.filename).name}:{place.lineno})"])
+
+
+def judged(name: str, real: Path | None) -> list[str]:
+    """``run_case`` in a process of its own; a crash or a hang is an answer too."""
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(prefix="ct_malformed_") as folder:
+        child = context.Process(target=_child, args=(name, Path(folder), real, send))
+        child.start()
+        send.close()
+        try:
+            return receive.recv() if receive.poll(LIMIT_S) else [f"(no end within {LIMIT_S} s)"]
+        except EOFError:
+            return ["(the process died)"]
+        finally:
+            child.kill()
+            child.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the cases and print the table; 0 when every case is as expected."""
+    parser = argparse.ArgumentParser(description="Malformed CT inputs against the contract of the ingest.")
+    default = Path(os.environ.get("MMJEPA_DATA", Path(__file__).parents[1] / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=default, help="folder of optional real data")
+    parser.add_argument("--only", nargs="*", help="names of cases; all when absent")
+    options = parser.parse_args(arguments)
+    table = expectations()
+    right = 0
+    names = options.only or list(table)
+    for name in names:
+        got, want = judged(name, options.data), table[name]["expected"].split()
+        as_expected = sorted(got) == sorted(want)
+        right += as_expected
+        print(
+            f"{'ok  ' if as_expected else 'DIFF'} {name:32s} want {' '.join(want):44s} got {' '.join(got)}", flush=True
+        )
+    print(json.dumps({"cases": len(names), "as_expected": right}))
+    return 0 if right == len(names) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
