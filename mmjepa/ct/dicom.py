@@ -296,8 +296,9 @@ def read_hu(data: pydicom.FileDataset, part: Slice, place: int, rescale: tuple[f
         raise Refusal("CT_NO_RESCALE", "no rescale slope and intercept", "Set rescale=slope,intercept if you know them")
     padding = None if part.padding is None else (raw >= part.padding[0]) & (raw <= part.padding[1])
     values = raw.astype(np.float32)
-    values *= factors[0]
-    values += factors[1]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is refused
+        values *= factors[0]
+        values += factors[1]
     return to_hu(values, padding)
 
 

@@ -133,24 +133,23 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
 
 
 def _open(content: bytes, settings: Settings) -> nib.Nifti1Image:
+    """The image in memory. What its header announces must be possible before any memory is taken for it."""
     zipped = content[:2] == b"\x1f\x8b"
     head = zlib.decompressobj(31).decompress(content, _HEADER_BYTES) if zipped else content[:_HEADER_BYTES]
     image_class = nib.Nifti2Image if head[4:7] == b"n+2" else nib.Nifti1Image
-    if zipped:
-        content = _unzipped(content, image_class.header_class(head[: image_class.header_class.sizeof_hdr]), settings)
-    return image_class.from_bytes(content)
-
-
-def _unzipped(content: bytes, header: nib.Nifti1Header, settings: Settings) -> bytes:
-    """What is inside gzip, never more than the header announces and the limit allows: a small file may unpack to any size."""
-    shape = header.get_data_shape()
-    settings.check_size(shape)
-    expected = int(header["vox_offset"]) + math.prod(shape) * header.get_data_dtype().itemsize
-    if expected > len(content) * _MOST_ZIPPED:
+    header = image_class.header_class(head[: image_class.header_class.sizeof_hdr])
+    settings.check_size(header.get_data_shape())
+    voxels = math.prod(header.get_data_shape())
+    announced = int(header["vox_offset"]) + voxels * header.get_data_dtype().itemsize
+    if announced > len(content) * (_MOST_ZIPPED if zipped else 1):
         raise Refusal("NII_UNREADABLE", "not NIfTI, or truncated")
-    expected += _SLACK_BYTES
+    return image_class.from_bytes(_unzipped(content, announced + _SLACK_BYTES) if zipped else content)
+
+
+def _unzipped(content: bytes, most: int) -> bytes:
+    """What is inside gzip, unless it is more than ``most`` bytes: a small file may unpack to any size."""
     with gzip.GzipFile(fileobj=BytesIO(content)) as handle:
-        unzipped = handle.read(expected)
+        unzipped = handle.read(most)
         if handle.read(1):
             raise Refusal("NII_UNREADABLE", "holds more than its header announces")
     return unzipped
@@ -162,7 +161,6 @@ def _check_shape(image: nib.Nifti1Image, settings: Settings) -> None:
         raise Refusal("NII_NOT_3D", f"shape {shape}", "Want one volume of three axes")
     if min(shape) < settings.min_slices:
         raise Refusal("CT_TOO_FEW_SLICES", f"{min(shape)} slices, want >= {settings.min_slices}")
-    settings.check_size(shape)
     if image.get_data_dtype().kind not in "iuf":
         raise Refusal("NII_UNREADABLE", "voxels are not real numbers")
 

@@ -220,6 +220,6 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
     affine = affine_ras(found.parts)
     if "CT_GANTRY_TILT" in found.flags:
         stack, affine = straighten(stack, affine, found.parts)
-        hu_range = min(hu_range[0], int(stack.min())), hu_range[1]
+        hu_range = int(stack.min()), int(stack.max())
     hu, affine = canonical(stack.transpose(2, 1, 0), affine)
     return Volume(hu, affine, hu_range, _digest(hashes.values()))

@@ -1,8 +1,10 @@
 """What a DICOM folder becomes: a volume, a refusal with its code, or a counted skip."""
 
+import csv
 import datetime as dt
 import io
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -10,13 +12,17 @@ import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
 )
 
+from mmjepa.ct import series
 from mmjepa.ct.ingest import ingest_images, write_npy
 from mmjepa.ct.store import VolumeStore
 from mmjepa.identity import Crosswalk
@@ -326,13 +332,13 @@ def test_signed_padding_far_below_air_is_air(tmp_path):
     save(tmp_path / "source", slices)
     assert ingest(tmp_path)["accepted"] == 1
     store = VolumeStore(tmp_path / "out")
-    assert store.hu(store.index.image_id[0]).min() == -1024
+    assert np.asarray(store.hu(store.index.image_id[0])).min() == -1024
 
 
 def test_an_undecodable_transfer_syntax_is_named(tmp_path):
     slices = make_series()
     for part in slices:
-        part.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.100"  # MPEG2: no decoder for stills
+        part.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.100")  # MPEG2: no decoder for stills
         part["PixelData"].is_undefined_length = True
         part.PixelData = pydicom.encaps.encapsulate([part.PixelData])
     save(tmp_path / "source", slices)
@@ -539,6 +545,181 @@ def test_a_file_without_preamble_is_still_found_by_content(tmp_path):
         with open(tmp_path / "source" / str(n), "wb") as handle:
             pydicom.dcmwrite(handle, part, implicit_vr=True, little_endian=True)
     assert codes(ingest(tmp_path)) == (1, {}, {})
+
+
+def gdcm_compressed(folder, syntax):
+    """Files of ``folder`` rewritten by gdcm's own encoder."""
+    gdcm = pytest.importorskip("gdcm")
+    for path in folder.iterdir():
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(path))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(syntax(gdcm)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFileName(str(path))
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        assert writer.Write()
+
+
+COMPRESSED = {
+    "JPEG lossless": lambda gdcm: gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+    "JPEG lossless 14": lambda gdcm: gdcm.TransferSyntax.JPEGLosslessProcess14,
+    "JPEG-LS": lambda gdcm: gdcm.TransferSyntax.JPEGLSLossless,
+    "JPEG 2000": lambda gdcm: gdcm.TransferSyntax.JPEG2000Lossless,
+    "RLE": lambda gdcm: gdcm.TransferSyntax.RLELossless,
+}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("name", COMPRESSED)
+def test_a_lossless_syntax_reads_as_the_voxels_that_were_compressed(tmp_path, name, signed):
+    slices = make_series()
+    for part in slices:
+        set_pixels(part, part.pixel_array.astype(int) - 1000 * signed, signed=signed, bits=16 if signed else 12)
+    gdcm_compressed(save(tmp_path / "source", slices), COMPRESSED[name])
+    assert pydicom.dcmread(tmp_path / "source" / "s000").file_meta.TransferSyntaxUID.is_compressed
+    assert codes(ingest(tmp_path)) == (1, {}, {})
+    np.testing.assert_array_equal(
+        hu_of(tmp_path), [np.clip(part.pixel_array.astype(int) - 1024, -1024, 3071) for part in slices]
+    )
+
+
+def test_a_deflated_data_set_and_pydicoms_own_run_lengths_read_as_the_same_voxels(tmp_path):
+    slices = make_series()
+    for part in slices[:3]:
+        part.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    for part in slices[3:]:
+        part.compress(RLELossless, generate_instance_uid=False)
+    save(tmp_path / "source", slices)
+    assert codes(ingest(tmp_path)) == (1, {}, {})
+    np.testing.assert_array_equal(hu_of(tmp_path), [part.pixel_array.astype(int) - 1024 for part in make_series()])
+
+
+def hu_of(tmp_path):
+    """The one axial volume as [slices, rows, columns]."""
+    store = VolumeStore(tmp_path / "out")
+    (image_id,) = store.index["image_id"]
+    return np.asarray(store.hu(image_id))[::-1, ::-1].transpose(2, 1, 0)
+
+
+def sheared_phantom(shift_mm):
+    """Slices of HU = 200 + 4x - 3y + 10z (mm, LPS), each seen from its own place: 2 mm up and ``shift_mm`` (x, y) sideways."""
+    slices = make_series(8)
+    for k, part in enumerate(slices):
+        x0, y0, z = shift_mm[0] * k, shift_mm[1] * k, 2.0 * k
+        part.ImagePositionPatient = [x0, y0, z]
+        row, column = np.mgrid[:SIZE, : SIZE + 2]
+        set_pixels(part, np.rint(1224 + 4 * (x0 + 0.8 * column) - 3 * (y0 + 0.7 * row) + 10 * z).astype(int))
+    return slices
+
+
+@pytest.mark.parametrize("shift_mm", [(0, 0.6), (0, -0.71), (0.5, 0.3), (-0.8, 0)])
+def test_a_tilted_series_is_straightened_on_request_with_every_point_at_its_place(tmp_path, shift_mm):
+    save(tmp_path / "source", sheared_phantom(shift_mm))
+    manifest = ingest(tmp_path, tilt="resample")
+    assert codes(manifest) == (1, {}, {})
+    assert manifest["volumes"][0]["flags"] == ["CT_GANTRY_TILT"]
+    store = VolumeStore(tmp_path / "out")
+    (image_id,) = store.index["image_id"]
+    hu, affine = np.asarray(store.hu(image_id)), store.affine(image_id)
+    np.testing.assert_allclose(np.abs(affine[:3, :3]), np.diag([0.8, 0.7, 2.0]), atol=1e-9)
+    places = np.stack([*np.meshgrid(*map(np.arange, hu.shape), indexing="ij"), np.ones(hu.shape)])
+    x, y, z = np.einsum("ij,jabc->iabc", affine, places)[:3] * np.array([-1, -1, 1])[:, None, None, None]
+    k = np.rint(z / 2)
+    left, top = x - shift_mm[0] * k, y - shift_mm[1] * k  # mm from the slice's own corner
+    inside = (left > -1e-6) & (left < 0.8 * (SIZE + 1) + 1e-6) & (top > -1e-6) & (top < 0.7 * (SIZE - 1) + 1e-6)
+    assert inside.sum() >= 8 * (SIZE - 1) * (SIZE + 1)
+    assert np.abs(hu - (200 + 4 * x - 3 * y + 10 * z))[inside].max() <= 1
+    far = (left < -0.8) | (left > 0.8 * (SIZE + 2)) | (top < -0.7) | (top > 0.7 * SIZE)
+    assert (hu[far] == -1024).all()
+    assert manifest["volumes"][0]["hu_range"] == [hu.min(), hu.max()]
+
+
+def test_an_uneven_sideways_shift_is_no_tilt_and_an_upright_series_is_left_as_it_is(tmp_path):
+    slices = sheared_phantom((0, 0))
+    save(tmp_path / "source" / "upright", slices)
+    odd = make_series()
+    odd[3].ImagePositionPatient[0] += 5
+    save(tmp_path / "source" / "odd", odd)
+    manifest = ingest(tmp_path, tilt="resample")
+    assert codes(manifest) == (1, {"CT_GANTRY_TILT": 1}, {})
+    np.testing.assert_array_equal(hu_of(tmp_path), [part.pixel_array.astype(int) - 1024 for part in slices])
+
+
+def test_the_table_lists_every_volume_and_file_that_was_refused_skipped_or_corrected(tmp_path):
+    source = save(tmp_path / "source" / "good", without("RescaleSlope")(make_series()))
+    (source / "a.txt").write_text("junk")
+    save(tmp_path / "source" / "bad", drop_one(make_series()))
+    save(tmp_path / "source" / "good", make_series(1, Modality="MR"), prefix="mr")
+    manifest = ingest(tmp_path, rescale=(1.0, -1024.0))
+    with open(tmp_path / "out/ct/manifest.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert sorted((row["item"], row["state"], row["code"]) for row in rows) == [
+        ("file", "skipped", "CT_NOT_CT"),
+        ("file", "skipped", "CT_NOT_DICOM"),
+        ("volume", "accepted", ""),
+        ("volume", "corrected", "CT_NO_RESCALE"),
+        ("volume", "refused", "CT_SPACING_IRREGULAR"),
+    ]
+    walk = sorted(path for path in (tmp_path / "source").rglob("*") if path.is_file())
+    for skip in manifest["skipped_files"]:
+        name = walk[skip["number"] - 1].relative_to(tmp_path / "source").as_posix()
+        assert skip["file_id"] == Crosswalk.none(SALT).image_id(f"file:{name}")
+    assert all(row["found"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("edit", "code"),
+    [
+        (with_tag("PixelSpacing", [1e-9, 1e-9]), "CT_OUT_OF_LIMITS"),
+        (with_tag("ImagePositionPatient", ["1e200", "-1e200", "1e200"], slice(1, 2)), "CT_OUT_OF_LIMITS"),
+        (with_tag("RescaleSlope", "1e39"), "CT_HU_IMPLAUSIBLE"),
+    ],
+)
+def test_numbers_that_no_scanner_writes_are_refused(tmp_path, edit, code):
+    save(tmp_path / "source", edit(make_series()))
+    assert codes(ingest(tmp_path)) == (0, {code: 1}, {})
+
+
+def test_a_limit_of_voxels_and_a_full_memory_refuse_one_volume_and_stop_no_other(tmp_path, monkeypatch):
+    save(tmp_path / "source" / "a", make_series(4, patient="P1"))
+    save(tmp_path / "source" / "b", make_series(6, patient="P2"))
+    assert codes(ingest(tmp_path, max_voxels=5 * SIZE * (SIZE + 2))) == (1, {"CT_OUT_OF_LIMITS": 1}, {})
+    read = series.read_volume
+
+    def full(found, settings):
+        if len(found.parts) == 4:
+            raise MemoryError
+        return read(found, settings)
+
+    monkeypatch.setattr("mmjepa.ct.series.read_volume", full)
+    manifest = ingest_images(tmp_path / "source", tmp_path / "out2", crosswalk=Crosswalk.none(SALT))
+    assert codes(manifest) == (1, {"CT_OUT_OF_LIMITS": 1}, {})
+
+
+def test_links_to_folders_are_followed_once_and_a_pipe_is_not_waited_for(tmp_path):
+    elsewhere = save(tmp_path / "elsewhere", make_series())
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "scan").symlink_to(elsewhere)
+    (source / "again").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(source)
+    os.mkfifo(source / "pipe")
+    (source / os.fsdecode(b"latin-\xe9")).write_bytes(b"\0" * 128 + b"DICM" + b"x" * 40)
+    manifest = ingest(tmp_path)
+    assert manifest["accepted"] == 1
+    assert manifest["skipped"].get("CT_DUPLICATE_FILE") is None
+    assert manifest["files"] == 8
+
+
+def test_maker_and_voltage_are_kept_and_free_text_is_not(tmp_path):
+    save(tmp_path / "source" / "a", make_series(Manufacturer="SIEMENS Healthineers", KVP=120))
+    save(tmp_path / "source" / "b", make_series(Manufacturer="Dr Planted's own", patient="P2"))
+    ingest(tmp_path)
+    sidecars = [json.loads(path.read_text())["scanner"] for path in (tmp_path / "out/ct/volumes").glob("*.json")]
+    assert sorted((one["maker"], one["kvp"]) for one in sidecars) == [("", None), ("SIEMENS", 120)]
 
 
 @pytest.mark.real_data

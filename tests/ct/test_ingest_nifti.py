@@ -158,3 +158,32 @@ def test_a_gzip_that_is_no_nifti_is_skipped(tmp_path):
     (source / "notes.gz").write_bytes(gzip.compress(b"notes" * 200))
     manifest = ingest(tmp_path)
     assert (manifest["accepted"], manifest["skipped"]) == (1, {"CT_NOT_DICOM": 1})
+
+
+def test_a_gzip_that_unpacks_to_more_than_its_header_announces_is_refused_unread(tmp_path):
+    source = write(tmp_path, nifti())
+    (file,) = (source / "scans").iterdir()
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()) + bytes(64 << 20)))
+    assert ingest(tmp_path)["refused"] == {"NII_UNREADABLE": 1}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_header_that_claims_more_than_the_file_can_hold_is_refused(tmp_path, zipped):
+    name = "scans/a.nii.gz" if zipped else "scans/a.nii"
+    source = write(tmp_path, nifti(), names=[name])
+    content = (source / name).read_bytes()
+    content = bytearray(gzip.decompress(content) if zipped else content)
+    content[42:48] = b"\xff\x7f" * 3
+    (source / name).write_bytes(gzip.compress(content) if zipped else content)
+    assert ingest(tmp_path)["refused"] == {"NII_UNREADABLE": 1}
+
+
+def test_a_limit_of_voxels_holds_for_nifti(tmp_path):
+    write(tmp_path, nifti())
+    assert ingest(tmp_path, max_voxels=HU.size - 1)["refused"] == {"CT_OUT_OF_LIMITS": 1}
+
+
+def test_a_table_that_names_no_path_is_refused(tmp_path):
+    write(tmp_path, nifti(), rows=["a\0b.nii,P0,"])
+    with pytest.raises(Refusal, match="IMAGES_CSV_VALUE"):
+        ingest(tmp_path)
