@@ -29,7 +29,13 @@ from mmjepa.identity import COLUMNS, Crosswalk, salt_at
 from mmjepa.refusal import Refusal
 
 EVENTS = pa.schema(
-    [("subject_id", pa.int64()), ("time", pa.timestamp("us")), ("code", pa.string()), ("numeric_value", pa.float32())]
+    {
+        "subject_id": pa.int64(),
+        "time": pa.timestamp("us"),
+        "code": pa.string(),
+        "numeric_value": pa.float32(),
+        "image_id": pa.string(),
+    }
 )
 _LABEL_TYPES = {"boolean_value": pa.bool_(), "integer_value": pa.int64(), "float_value": pa.float32()}
 _SURVIVAL = {"event": pa.bool_(), "days": pa.float64()}
@@ -197,8 +203,9 @@ class SourceFolder:
         (self.path / name).symlink_to(target.resolve(), target_is_directory=target.is_dir())
 
     def write_events(self, rows: list[tuple], name: str) -> int:
-        """MEDS from (subject_id, time or None, code, number or None); returns the number of rows."""
-        frame = pd.DataFrame(rows, columns=EVENTS.names).astype({"time": "datetime64[us]", "numeric_value": "float32"})
+        """MEDS from (subject_id, time or None, code, number or None[, image_id]); returns the number of rows."""
+        frame = pd.DataFrame([(*row, None)[: len(EVENTS)] for row in rows], columns=EVENTS.names)
+        frame = frame.astype({"time": "datetime64[us]", "numeric_value": "float32"})
         frame = frame.sort_values(["subject_id", "time", "code"], na_position="first", kind="stable")
         for part in ("data", "metadata"):
             (self.path / "ehr" / part).mkdir(parents=True)

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,6 +24,7 @@ SUSPICIOUS = 4  # malignancy 4 "moderately suspicious" and 5 "highly suspicious"
 DIAGNOSES = {"1": False, "2": True, "3": True}  # 1 benign, 2 primary, 3 metastatic; 0 is unknown
 DIAGNOSIS_COLUMNS = ("TCIA Patient ID", "Diagnosis at the Patient Level")
 MIN_READERS = 2
+FICTITIOUS = datetime(2000, 1, 1)
 
 
 def main(options: argparse.Namespace) -> dict:
@@ -35,26 +37,34 @@ def main(options: argparse.Namespace) -> dict:
     series, skipped = shared.read_series(images)
     if not series:
         raise Refusal("CT_EMPTY", f"no CT image in {images}")
-    left_out["series_without_time"] = sum(one.time is None for one in series)
-    series = [one for one in series if one.time]
     left_out["series_without_reads"] = sum(one.uid not in reads for one in series)
     with shared.new_source_folder(options.out, (one.patient_id for one in series)) as folder:
-        keys = {
-            one: (folder.people.subject_id(one.patient_id), folder.moved(one.patient_id, one.time))  # type: ignore[arg-type]
-            for one in series
-        }
-        scans = [(*key, "CT//CHEST", None) for key in keys.values()]
-        events = folder.write_events(sorted(set(scans)), "lidc")
-        labels = write_labels(folder, keys, reads, diagnoses)
+        keys = scan_keys(folder, series)
+        scans = [(*key, "CT//CHEST", None, folder.people.image_id(one.uid)) for one, key in keys.items()]
+        events = folder.write_events(scans, "lidc")
+        labels = write_labels(folder, keys, reads, diagnoses, left_out)
         folder.link("images", images)
     return {
         "subjects": len({one.patient_id for one in series}),
         "series": len(series),
+        "series_without_time": sum(one.time is None for one in series),
         "events": events,
         "labels": labels,
         **shared.said("left_out", left_out),
         **shared.said("files_skipped", skipped),
     }
+
+
+def scan_keys(folder: shared.SourceFolder, series: list[shared.Series]) -> dict[shared.Series, tuple]:
+    """Each scan's subject and time. Headers often hold a fictitious date alone, which is no moment: such scans of a patient
+    are laid on days of their own, and the records tell ingest's readers which image is meant."""
+    keys: dict[shared.Series, tuple] = {}
+    undated: Counter[str] = Counter()
+    for one in series:
+        moment = one.time or FICTITIOUS + timedelta(days=undated[one.patient_id])
+        undated[one.patient_id] += one.time is None
+        keys[one] = (folder.people.subject_id(one.patient_id), folder.moved(one.patient_id, moment))
+    return keys
 
 
 def read_all(source: Path, left_out: Counter[str]) -> dict[str, list[list[int]]]:
@@ -110,12 +120,19 @@ def write_labels(
     keys: dict[shared.Series, tuple],
     reads: dict[str, list[list[int]]],
     known: dict[str, bool],
+    left_out: Counter[str],
 ) -> dict[str, int]:
     """How many readers found a nodule of 3 mm or more, or a suspicious one; whether half of them did; the diagnosis."""
     counts: dict[str, list[tuple]] = {"nodule": [], "suspicious": []}
     halves: dict[str, list[tuple]] = {"nodule": [], "suspicious": []}
+    of_moment: dict[tuple, set[str]] = {}
+    for one, key in keys.items():
+        of_moment.setdefault(key, set()).add(str(reads.get(one.uid)))
     for one, key in keys.items():
         readers = reads.get(one.uid, [])
+        if len(of_moment[key]) > 1:
+            left_out["series_of_one_moment_with_other_reads"] += 1
+            continue
         if len(readers) < MIN_READERS:
             continue
         marks = {"nodule": map(bool, readers), "suspicious": (max(own, default=0) >= SUSPICIOUS for own in readers)}

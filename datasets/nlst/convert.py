@@ -128,7 +128,7 @@ def write_labels(
         if folder.people.subject_id(one.patient_id) is None:
             continue
         if one.time is None or one.time.date() not in days:
-            left_out["series_of_no_screen_date"] += 1
+            left_out["series_without_time" if one.time is None else "series_of_no_screen_date"] += 1
             continue
         person = persons.loc[one.patient_id]
         screen = person[f"scr_days{days.index(one.time.date())}"]

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+import pandas as pd
 import pytest
 from pydicom import dcmread
 
@@ -51,7 +52,7 @@ def test_the_cohort_has_what_the_readers_and_the_diagnosis_say(download, tmp_pat
     code, result, seen = convert_apart("lidc", download, tmp_path / "source")
     assert code == 0, seen
     assert "LIDC-IDRI-0001" not in seen
-    assert result["left_out"] == {"series_without_reads": 0, "series_without_time": 0, "xml_not_of_a_ct": 1}
+    assert result["left_out"] == {"series_without_reads": 0, "xml_not_of_a_ct": 1}
     made = ingest(tmp_path / "source", tmp_path / "cohort")
     assert (made["ct"]["accepted"], made["subjects_with_both"]) == (3, 3)
     cohort = Cohort.open(tmp_path / "cohort")
@@ -90,3 +91,38 @@ def test_reads_that_contradict_or_break_and_tables_without_a_column_are_refused(
         path.unlink()
     assert answer() == "LIDC_NO_READS"
     assert not (tmp_path / "source").exists()
+
+
+def test_scans_without_a_time_of_day_get_days_of_their_own_which_the_records_tell(download, tmp_path, convert, people):
+    for path in download.rglob("LIDC-IDRI-0001/*/*/*.dcm"):
+        data = dcmread(path)
+        data.AcquisitionTime = ""
+        data.save_as(path)
+        data.SeriesInstanceUID, data.SOPInstanceUID = "1.2.3", f"1.2.3.{data.SOPInstanceUID[-40:]}"
+        data.save_as(path.with_name(f"2{path.name}"))
+    write_read(download / "second.xml", "1.2.3", [[], [], [], []])
+    code, result, seen = convert("lidc", download, tmp_path / "source")
+    assert (code, result["series_without_time"]) == (0, 2), seen
+    made = ingest(tmp_path / "source", tmp_path / "cohort")
+    assert made["ct"]["accepted"] == 4
+    cohort = Cohort.open(tmp_path / "cohort")
+    subject, shift = people(tmp_path / "source")["LIDC-IDRI-0001"]
+    labels = cohort.labels("nodule")
+    rows = labels[labels["subject_id"] == subject]
+    assert list(rows["prediction_time"] - shift) == [pd.Timestamp("2000-01-01"), pd.Timestamp("2000-01-02")]
+    assert sorted(rows["value"]) == [False, True]
+    index = pd.read_parquet(tmp_path / "cohort" / "ct" / "index.parquet").query("subject_id == @subject")
+    events = pd.read_parquet(tmp_path / "source" / "ehr" / "data" / "0.parquet").query("subject_id == @subject")
+    assert index["time"].isna().all()
+    assert set(events["image_id"]) == set(index["image_id"])
+
+
+def test_two_reads_of_one_moment_that_differ_give_no_label(download, tmp_path, convert):
+    for path in download.rglob("LIDC-IDRI-0001/*/*/*.dcm"):
+        data = dcmread(path)
+        data.SeriesInstanceUID, data.SOPInstanceUID = "1.2.3", f"1.2.3.{data.SOPInstanceUID[-40:]}"
+        data.save_as(path.with_name(f"2{path.name}"))
+    write_read(download / "second.xml", "1.2.3", [[], [], [], []])
+    _, result, _ = convert("lidc", download, tmp_path / "source")
+    assert result["left_out"]["series_of_one_moment_with_other_reads"] == 2
+    assert (result["labels"]["nodule"], ingest(tmp_path / "source", tmp_path / "cohort")["ct"]["accepted"]) == (2, 4)
