@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pandas as pd
 import pytest
+from pydicom import dcmread
 
 from mmjepa.cohort import Cohort
 from mmjepa.ingest import ingest
@@ -168,3 +169,18 @@ def test_a_missing_or_doubled_table_is_refused(download, tmp_path, convert):
     for path in download.glob("*_ctab_*"):
         path.unlink()
     assert convert("nlst", download, tmp_path / "source")[1]["refused"]["code"] == "SOURCE_FILE_MISSING"
+
+
+def test_a_series_of_another_date_or_without_a_time_of_day_gets_no_label_and_is_counted(
+    download, tmp_path, convert, write_series
+):
+    images = download / "manifest-1" / "NLST" / "100023"
+    write_series(images / "other", "100023", datetime(2003, 5, 6, 10))
+    write_series(images / "timeless", "100023", datetime(1999, 1, 2, 10))
+    for path in (images / "timeless").iterdir():
+        data = dcmread(path)
+        data.AcquisitionTime = ""
+        data.save_as(path)
+    code, result, _ = convert("nlst", download, tmp_path / "source")
+    assert (code, result["labels"]["lung_cancer_1y"]) == (0, 5)
+    assert (result["left_out"]["series_of_no_screen_date"], result["left_out"]["series_without_time"]) == (1, 1)
