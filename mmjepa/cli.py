@@ -87,6 +87,9 @@ def _data_verbs(verbs: Any) -> None:
     ingest.add_argument(
         "--nifti-hu", choices=("auto", "as-is"), default="auto", help="as-is: NIfTI voxels are HU, whatever their range"
     )
+    ingest.add_argument(
+        "--form", choices=("npy", "blosc2"), default="npy", help="how voxels are stored: npy is faster, blosc2 smaller"
+    )
 
     audit = _verb(
         verbs,
@@ -228,7 +231,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 def _ingest(options: argparse.Namespace) -> Result:
     from mmjepa.ingest import ingest, ingest_ct
 
-    names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu")
+    names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu", "form")
     settings = {name: getattr(options, name) for name in names}
     match options.source:
         case ["ct", source] if not (options.ehr or options.ct):

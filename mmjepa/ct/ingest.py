@@ -3,7 +3,6 @@
 One rule: a series is loaded exactly, or refused with a code, or counted as skipped; nothing is guessed or repaired in silence.
 """
 
-import hashlib
 import json
 import os
 import stat
@@ -11,17 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 from joblib import Parallel, delayed
 
 from mmjepa import __version__, progress
 from mmjepa.ct import dicom, enhanced, nifti, series
 from mmjepa.ct.dicom import ENHANCED, Slice
 from mmjepa.ct.manifest import Skip, manifest_of, write_index, write_manifest
+from mmjepa.ct.store import transform_hash, voxel_file, write_voxels
 from mmjepa.ct.volume import Candidate, Settings, Volume, relative, spacing_mm
-from mmjepa.files import atomic_path, read_json, write_json
+from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
@@ -40,19 +39,20 @@ def ingest_images(
     nifti_hu: str = "auto",
     tilt: str = "refuse",
     max_voxels: int | None = None,
+    form: str = "npy",
 ) -> dict[str, Any]:
     """Read every image below ``source`` into the cohort ``out``; return the manifest (also ``out/ct/manifest.json``,
     and as a table of what was refused, skipped or corrected ``out/ct/manifest.csv``).
 
-    Writes ``ct/volumes/<image_id>.npy`` (int16 HU [X, Y, Z], RAS+) with a sidecar ``.json``, and ``ct/index.parquet``. A second
+    Writes ``ct/volumes/<image_id>.npy`` (or ``.b2nd``; int16 HU [X, Y, Z], RAS+) with a sidecar ``.json``, and ``ct/index.parquet``. A second
     run decodes nothing again: a volume whose files and settings are the same counts as unchanged. The result does not depend on
     ``workers``. The other arguments: see ``mmjepa.ct.volume.Settings``.
 
     Raises Refusal for what concerns the whole run: SOURCE_MISSING, OUT_IN_SOURCE, IDENTITY_IN_COHORT, CT_SETTINGS, CT_EMPTY,
-    CACHE_STALE (volumes made with other settings), IMAGES_CSV_*, DISK_FULL. What concerns one volume is a row of the manifest.
+    CACHE_STALE (volumes made with other settings), IMAGES_CSV_*, DISK_FULL, EXTRA_MISSING. What concerns one volume is a row of the manifest.
     """
     source, out = Path(source), Path(out)
-    settings = Settings(min_slices, chest_p5_hu, rescale, nifti_hu, tilt, max_voxels)
+    settings = Settings(min_slices, chest_p5_hu, rescale, nifti_hu, tilt, max_voxels, form)
     crosswalk.refuse_inside(out)
     _check_folders(source, out)
     transform = {**asdict(settings), "version": __version__}
@@ -208,7 +208,7 @@ def ingest_one(found: Candidate, folder: Path, settings: Settings, transform: di
         refusal = Refusal("CT_OUT_OF_LIMITS", "the volume does not fit the memory")
         return _refused(row, refusal)
     except Refusal as refusal:
-        if refusal.code == "DISK_FULL":
+        if refusal.code in ("DISK_FULL", "EXTRA_MISSING"):
             raise
         return _refused(row, refusal)
     index = {
@@ -239,25 +239,19 @@ def _unchanged(found: Candidate, folder: Path, transform: dict[str, Any]) -> dic
         return None
     sidecar = read_json(path)
     source = series.source_hash(found.parts) if found.kind == "dicom" else nifti.source_hash(found.parts[0])
-    if sidecar["source_hash"] != source or sidecar["transform_hash"] != _hash(transform):
+    if sidecar["source_hash"] != source or sidecar["transform_hash"] != transform_hash(transform):
         raise Refusal(
             "CACHE_STALE",
             "a volume made from other files or settings is there already",
             "Name another out, or delete the volume's .npy and .json and ingest again",
         )
-    voxels = folder / f"{found.image_id}.npy"
+    voxels = voxel_file(folder, found.image_id, sidecar)
     return sidecar if voxels.exists() and voxels.stat().st_size == sidecar["bytes"] else None
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _write_volume(found: Candidate, volume: Volume, folder: Path, transform: dict[str, Any]) -> dict[str, Any]:
     """Voxels first, sidecar last: a sidecar says that the voxels are whole."""
-    with atomic_path(folder / f"{found.image_id}.npy") as temporary, open(temporary, "wb") as handle:
-        write_npy(handle, volume.hu)
-        size = handle.tell()
+    written = write_voxels(folder, found.image_id, volume.hu, transform["form"])
     sidecar = {
         "shape": list(volume.hu.shape),
         "spacing_mm": list(spacing_mm(volume.affine)),
@@ -265,16 +259,9 @@ def _write_volume(found: Candidate, volume: Volume, folder: Path, transform: dic
         "hu_range": list(volume.hu_range),
         "scanner": {"maker": found.maker, "kvp": found.kvp, "kernel": found.kernel, "thickness_mm": found.thickness_mm},
         "source_hash": volume.source_hash,
-        "bytes": size,
+        **written,
         "settings": transform,
-        "transform_hash": _hash(transform),
+        "transform_hash": transform_hash(transform),
     }
     write_json(folder / f"{found.image_id}.json", sidecar)
     return sidecar
-
-
-def write_npy(handle: BinaryIO, array: np.ndarray) -> None:
-    """``np.save`` to a file whose errors keep their number: numpy's own loses "no space left"."""
-    array = np.ascontiguousarray(array)
-    np.lib.format.write_array_header_1_0(handle, np.lib.format.header_data_from_array_1_0(array))
-    handle.write(array.data)

@@ -29,6 +29,7 @@ class Settings:
     nifti_hu: ``auto`` accepts NIfTI voxels as HU when the lowest is below -200; ``as-is`` takes them as HU unseen.
     tilt: ``refuse`` or ``resample`` a DICOM series whose slices shift sideways (a tilted gantry).
     max_voxels: most voxels of a volume; None sets no limit but the memory.
+    form: how voxels are stored: ``npy`` (memory-mapped, the fastest) or ``blosc2`` (compressed, about a third of the size).
     """
 
     min_slices: int = 4
@@ -37,10 +38,13 @@ class Settings:
     nifti_hu: str = "auto"
     tilt: str = "refuse"
     max_voxels: int | None = None
+    form: str = "npy"
 
     def __post_init__(self) -> None:
         if self.nifti_hu not in ("auto", "as-is"):
             raise Refusal("CT_SETTINGS", f"nifti_hu is {self.nifti_hu!r}", "Want auto or as-is")
+        if self.form not in ("npy", "blosc2"):
+            raise Refusal("CT_SETTINGS", f"form is {self.form!r}", "Want npy or blosc2")
         if self.tilt not in ("refuse", "resample"):
             raise Refusal("CT_SETTINGS", f"tilt is {self.tilt!r}", "Want refuse or resample")
         if self.max_voxels is not None and self.max_voxels < 1:

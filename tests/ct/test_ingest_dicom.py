@@ -23,7 +23,7 @@ from pydicom.uid import (
 )
 
 from mmjepa.ct import series
-from mmjepa.ct.ingest import ingest_images, write_npy
+from mmjepa.ct.ingest import ingest_images
 from mmjepa.ct.store import VolumeStore
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
@@ -308,7 +308,7 @@ def test_padding_written_into_unsigned_voxels_becomes_air_not_metal(tmp_path, de
     save(tmp_path / "source", slices)
     assert ingest(tmp_path)["accepted"] == 1
     store = VolumeStore(tmp_path / "out")
-    hu = store.hu(store.index.image_id[0])
+    hu = np.asarray(store.hu(store.index.image_id[0]))
     assert (hu[-1, -1] == -1024).all()
     assert hu.max() < 2000
 
@@ -415,15 +415,15 @@ def test_changed_files_or_settings_never_overwrite_a_volume(tmp_path):
 def test_an_interrupted_run_leaves_no_partial_volume_and_resumes(tmp_path, monkeypatch):
     save(tmp_path / "source" / "a", make_series())
     save(tmp_path / "source" / "b", make_series())
-    calls = []
+    calls, write_header = [], np.lib.format.write_array_header_1_0
 
-    def stop(handle, array):
-        write_npy(handle, array)
+    def stop(handle, header):
+        write_header(handle, header)
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmjepa.ct.ingest.write_npy", stop)
+    monkeypatch.setattr("numpy.lib.format.write_array_header_1_0", stop)
     with pytest.raises(KeyboardInterrupt):
         ingest(tmp_path)
     names = sorted(path.suffix for path in (tmp_path / "out/ct/volumes").iterdir())
@@ -447,14 +447,21 @@ class FullAfterHeader(io.FileIO):
 def test_a_full_disk_says_so(tmp_path, monkeypatch):
     save(tmp_path / "source", make_series())
 
-    def full(handle, array):
-        with FullAfterHeader("/dev/full", "wb") as device:
-            write_npy(device, array)
-
-    monkeypatch.setattr("mmjepa.ct.ingest.write_npy", full)
+    monkeypatch.setattr("mmjepa.ct.store.open", lambda *_: FullAfterHeader("/dev/full", "wb"), raising=False)
     with pytest.raises(Refusal, match="DISK_FULL"):
         ingest(tmp_path)
     assert not list((tmp_path / "out/ct/volumes").iterdir())
+
+
+def test_compressed_storage_holds_the_same_voxels_and_resumes(tmp_path):
+    pytest.importorskip("blosc2")
+    slices = make_series()
+    save(tmp_path / "source", slices)
+    assert ingest(tmp_path, form="blosc2")["unchanged"] == 0
+    np.testing.assert_array_equal(hu_of(tmp_path), [part.pixel_array.astype(int) - 1024 for part in slices])
+    assert ingest(tmp_path, form="blosc2")["unchanged"] == 1
+    with pytest.raises(Refusal, match="CACHE_STALE"):
+        ingest(tmp_path)
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
