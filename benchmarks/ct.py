@@ -254,12 +254,9 @@ def main() -> None:
         reading(source_of(arguments.data, scratch, small), scratch, repeats)
         cropping(scratch / "crop", (12, 11, 10) if small else (320, 431, 431), edge, repeats)
         batching(scratch / "batches", (12, 11, 10) if small else (240, 240, 200), edge, repeats)
-    sizes = (
-        {"width": 12, "depth": 1, "heads": 2, "ffn": 8}
-        if small
-        else {"width": 384, "depth": 12, "heads": 6, "ffn": 1536}
-    )
-    encoding(16 if small else 96, ViT3DConfig(patch=8, latent=384, **sizes), min(repeats, 3))
+    vit_s = ViT3DConfig(patch=8, width=384, depth=12, heads=6, ffn=1536, latent=384)
+    tiny = ViT3DConfig(patch=8, width=12, depth=1, heads=2, ffn=8, latent=8)
+    encoding(16 if small else 96, tiny if small else vit_s, min(repeats, 3))
 
 
 if __name__ == "__main__":

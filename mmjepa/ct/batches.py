@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmjepa.ct.boxes import Box
-from mmjepa.ct.crop import Size, Triple, centre_around, random_centre
+from mmjepa.ct.crop import Crop, Size, Triple, centre_around, random_centre
 from mmjepa.ct.store import VolumeStore
 from mmjepa.ct.window import windowed
 from mmjepa.keyed import generator, key_words
@@ -68,19 +68,20 @@ class VolumeBatches:
         for first in range(0, len(order), self.batch):
             yield self._batch([self.images[n] for n in order[first : first + self.batch]], number)
 
-    def sample(self, image: str, epoch: int) -> tuple[Tensor, np.ndarray]:
-        """float32 [C, X, Y, Z] and the mask bool [X, Y, Z] of one image in one epoch."""
+    def sample(self, image: str, epoch: int) -> tuple[Tensor, Crop]:
+        """float32 [C, X, Y, Z] of one image in one epoch, and the crop that it was made of."""
         crop = self.store.crop(image, self.size, self._centre(image, epoch))
         voxels = torch.from_numpy(windowed(crop.hu, self.windows))
-        return self._transformed(voxels, image, epoch), crop.valid
+        return self._transformed(voxels, image, epoch), crop
 
     def _centre(self, image: str, epoch: int) -> Triple:
         rng = generator(self.seed, "crop", epoch, image)
-        shape, boxes = self.store.shape(image), self.boxes.get(image)
+        boxes = self.boxes.get(image)
+        x, y, z = self.store.hu(image).shape
         if not boxes:
-            return random_centre(shape, self.size, rng)
+            return random_centre((x, y, z), self.size, rng)
         box = boxes[int(rng.integers(len(boxes)))]
-        return centre_around(box.low, box.high, shape, self.size, rng)
+        return centre_around(box.low, box.high, (x, y, z), self.size, rng)
 
     def _transformed(self, voxels: Tensor, image: str, epoch: int) -> Tensor:
         if self.transform is None:
@@ -93,8 +94,15 @@ class VolumeBatches:
         return plain.float()
 
     def _batch(self, images: Sequence[str], epoch: int) -> VolumeBatch:
-        samples, masks = zip(*(self.sample(image, epoch) for image in images), strict=True)
-        shapes = {tuple(sample.shape) for sample in samples}
-        if len(shapes) > 1 or len(next(iter(shapes))) != 4:
-            raise Refusal("TRANSFORM_SHAPE", f"the transform made {sorted(shapes)}", "Want one shape [C, X, Y, Z]")
-        return VolumeBatch(torch.stack(samples), torch.from_numpy(np.stack(masks)[:, None]), tuple(images))
+        valid = torch.zeros((len(images), 1, *self.size), dtype=torch.bool)
+        voxels = torch.empty(0)
+        for row, image in enumerate(images):
+            sample, crop = self.sample(image, epoch)
+            if row == 0:
+                voxels = torch.empty((len(images), *sample.shape))
+            if sample.ndim != 4 or sample.shape != voxels.shape[1:]:
+                made = f"{tuple(sample.shape)} after {tuple(voxels.shape[1:])}"
+                raise Refusal("TRANSFORM_SHAPE", f"the transform made {made}", "Want one shape [C, X, Y, Z]")
+            voxels[row] = sample
+            valid[row, 0][crop.inside] = True
+        return VolumeBatch(voxels, valid, tuple(images))
