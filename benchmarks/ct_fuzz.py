@@ -9,7 +9,8 @@ time and memory.
   writing (or made, renamed, removed) outside the out folder, the source folder is changed, or the manifest does not account for
   every file.
 - **silent**: a volume is accepted, and decoding the same damaged bytes slice by slice with pydicom (nibabel for NIfTI), each
-  slice at the place that its own header states, gives no volume of these voxels and this affine.
+  slice at the place that its own header states, gives no volume of these voxels and this affine. Left out of that decode are
+  only files that by their own header are no CT slices; the manifest must have counted them.
 
 Each such case is one row on standard output; then one JSON object. Exit code 1 when there is any.
 """
@@ -51,6 +52,7 @@ SERIES = (
     "intercept_per_slice", "enhanced_whole", "nifti_clean", "nifti_gzip", "nifti_scaled",
 )  # fmt: skip
 WRITES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+CT_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
 Files = dict[str, bytes]
 
 
@@ -145,11 +147,13 @@ class Plane:
 
 
 def planes(path: Path) -> list[Plane]:
-    """Every slice of a DICOM file that pydicom decodes; none where it fails."""
+    """Every slice of a DICOM file that pydicom decodes; none where it fails, or where the contract wants the file skipped."""
     try:
         data = pydicom.dcmread(path, force=True)
         if not getattr(data.file_meta, "TransferSyntaxUID", None):
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        if not _is_ct(data):
+            return []
         raw = data.pixel_array
         frames = raw if raw.ndim == 3 else raw[None]
         per_frame = data.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * len(frames)
@@ -157,6 +161,13 @@ def planes(path: Path) -> list[Plane]:
         return [_plane(data, shared, own, frame) for own, frame in zip(per_frame, frames, strict=True)]
     except Exception:  # damaged: nothing may be accepted from it
         return []
+
+
+def _is_ct(data: pydicom.FileDataset) -> bool:
+    """Rules 2 and 3 of the contract; what they leave out, the manifest must count."""
+    sop_class = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+    scout = "LOCALIZER" in list(data.get("ImageType") or [])[2:3]
+    return sop_class in CT_CLASSES and data.get("Modality") in ("CT", "", None) and not scout
 
 
 def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Plane:
