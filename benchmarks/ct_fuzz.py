@@ -165,9 +165,9 @@ def planes(path: Path) -> list[Plane]:
 
 def _is_ct(data: pydicom.FileDataset) -> bool:
     """Rules 2 and 3 of the contract; what they leave out, the manifest must count."""
-    sop_class = data.get("SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
+    sop_class = _text(data, "SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
     scout = "LOCALIZER" in list(data.get("ImageType") or [])[2:3]
-    return sop_class in CT_CLASSES and data.get("Modality") in ("CT", "", None) and not scout
+    return sop_class in CT_CLASSES and _text(data, "Modality") in ("CT", "") and not scout
 
 
 def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Plane:
@@ -188,7 +188,7 @@ def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Pla
     rows, columns = get("PixelSpacing", "PixelMeasuresSequence")
     return Plane(
         series=str(data.get("SeriesInstanceUID")),
-        acquisition=_acquisition(data),
+        acquisition=f"{_text(data, 'AcquisitionNumber')} {_text(data, 'TemporalPositionIdentifier')}",
         cosines=np.array(get("ImageOrientationPatient", "PlaneOrientationSequence"), dtype=float).reshape(2, 3),
         position_mm=np.array(get("ImagePositionPatient", "PlanePositionSequence"), dtype=float),
         spacing_mm=(float(rows), float(columns)),
@@ -196,10 +196,11 @@ def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Pla
     )
 
 
-def _acquisition(data: Dataset) -> str:
+def _text(data: Dataset, name: str) -> str:
+    """A tag that moves no voxel; one that cannot be parsed counts as absent."""
     try:
-        return f"{data.get('AcquisitionNumber')} {data.get('TemporalPositionIdentifier')}"
-    except Exception:  # a damaged number tells no acquisitions apart, and harms no voxel
+        return str(data.get(name) or "")
+    except Exception:
         return ""
 
 
