@@ -50,6 +50,7 @@ STRUCTURES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "no pathway link": ({}, {"rho": 0.0}),
         "irrelevant factors fill the code": ({"k_b": 6, "rank": 5}, {}),
     },
+    "groups": {"groups do not matter": ({"w_b": 0.0}, {})},
     "base": {
         "large nuisance": ({"a_n": 2.5}, {}),
         "redundant": ({"a_s_image": 0.6, "w_u_image": 0.2, "w_u_ehr": 0.1}, {}),
@@ -97,7 +98,7 @@ def settings(preset: str) -> list[Setting]:
         for test in sites.values():
             rows.append(Setting("training", f"{knob}={value:g}, {test.name}", world, inside, train, test, FEW_LABELS))
     n = FEW_LABELS if preset == "li2025" else world.n_labelled
-    for name, (of_preset, of_sites) in STRUCTURES.get(preset, {}).items():
+    for name, (of_preset, of_sites) in STRUCTURES[preset].items():
         other = replace(world, **of_preset)
         inner, *outer = (replace(site, **of_sites) for site in sites.values())
         for test in (inner, *outer):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.errors import BytesLengthException
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mmjepa.ct.volume import to_hu
 from mmjepa.refusal import Refusal
@@ -37,8 +39,9 @@ _TEXTS = [
 _OTHERS = [
     "ImageType", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "PixelPaddingValue", "PixelPaddingRangeLimit", "Rows", "Columns", "BitsAllocated",
-    "PixelRepresentation", "KVP", "Manufacturer",
+    "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames", "KVP", "Manufacturer",
 ]  # fmt: skip
+_PIXELS = b"\xe0\x7f\x10\x00"  # tag (7FE0,0010) in little-endian order
 _MAKERS = ("SIEMENS", "GE", "PHILIPS", "TOSHIBA", "CANON", "HITACHI", "FUJIFILM", "UIH", "NEUSOFT", "SAMSUNG")
 _KERNEL = re.compile(r"[\w.+/ -]{1,16}", re.ASCII)
 _UNPARSABLE = (
@@ -50,6 +53,27 @@ _UNPARSABLE = (
     OverflowError,
     BytesLengthException,
 )
+
+
+@dataclass(frozen=True)
+class Plain:
+    """One uncompressed little-endian image of 16-bit words. offset: of its element in the file; bits: stored, from the lowest."""
+
+    offset: int
+    explicit: bool
+    bits: int
+    signed: bool
+
+    def voxels(self, content: bytes, shape: tuple[int, int]) -> np.ndarray | None:
+        """Stored values [rows, columns] out of the file's bytes; None where they are not what the header says."""
+        header, size = content[self.offset : self.offset + 12], shape[0] * shape[1] * 2
+        start, length = (12, header[8:12]) if self.explicit else (8, header[4:8])
+        whole = header[:4] == _PIXELS and (not self.explicit or header[4:8] in (b"OW\0\0", b"OB\0\0"))
+        if not whole or int.from_bytes(length, "little") != size or self.offset + start + size > len(content):
+            return None
+        words = np.frombuffer(content, "<i2" if self.signed else "<u2", size // 2, self.offset + start).reshape(shape)
+        unused = 16 - self.bits
+        return (words << unused) >> unused if unused else words
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,7 @@ class Slice:
     syntax: str
     kvp: float | None
     maker: str  # one of a few known names, or empty
+    plain: "Plain | None" = None  # where the voxels need no decoder
     frame: int | None = None  # of a multi-frame file, from 0
     stack: str = ""  # what a multi-frame file says about which frames belong together
 
@@ -89,6 +114,9 @@ def quiet() -> Iterator[None]:
     """Silence pydicom, whose warnings quote header values."""
     logger = logging.getLogger("pydicom")
     level = logger.level
+    if level > logging.CRITICAL:  # inside another one
+        yield
+        return
     logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
@@ -109,9 +137,9 @@ def read_header(path: Path, number: int) -> Slice | str:
     Raises Refusal CT_UNREADABLE for a header that cannot be parsed or names no series.
     """
     try:
-        with quiet():
-            data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_TEXTS, *_OTHERS], force=True)
-            return _judge(data, path, number)
+        with quiet(), open(path, "rb") as handle:
+            data = pydicom.dcmread(handle, stop_before_pixels=True, specific_tags=[*_TEXTS, *_OTHERS], force=True)
+            return _judge(data, path, number, handle.tell())
     except Refusal:
         raise
     except MemoryError:
@@ -120,7 +148,8 @@ def read_header(path: Path, number: int) -> Slice | str:
         raise Refusal("CT_UNREADABLE", f"header of file {number} cannot be parsed") from None
 
 
-def _judge(data: pydicom.FileDataset, path: Path, number: int) -> Slice | str:
+def _judge(data: pydicom.FileDataset, path: Path, number: int, end: int) -> Slice | str:
+    """end: where the header ended in the file."""
     text = {name: text_of(data, name) for name in _TEXTS}
     meta = getattr(data, "file_meta", None) or pydicom.Dataset()
     sop_class = text["SOPClassUID"] or text_of(meta, "MediaStorageSOPClassUID")
@@ -163,9 +192,20 @@ def _judge(data: pydicom.FileDataset, path: Path, number: int) -> Slice | str:
         rescale_type=text["RescaleType"].upper(),
         padding=_padding(data),
         syntax=text_of(meta, "TransferSyntaxUID"),
+        plain=_plain(data, text_of(meta, "TransferSyntaxUID"), end),
         kvp=kvp[0] if kvp else None,
         maker=next((name for name in _MAKERS if re.match(rf"{name}\b", text_of(data, "Manufacturer").upper())), ""),
     )
+
+
+def _plain(data: pydicom.Dataset, syntax: str, end: int) -> Plain | None:
+    tags = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel")
+    allocated, stored, high, signed, samples = ((floats_of(data, name, 1) or (math.nan,))[0] for name in tags)
+    frames = text_of(data, "NumberOfFrames")
+    usual = allocated == 16 and samples == 1 and signed in (0, 1) and 1 <= stored <= 16 and high == stored - 1
+    if not usual or frames not in ("", "1") or syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
+        return None
+    return Plain(end, syntax == ExplicitVRLittleEndian, int(stored), signed == 1)
 
 
 def kernel_of(data: pydicom.Dataset) -> str:
@@ -180,10 +220,17 @@ def rescale_of(data: pydicom.Dataset) -> tuple[float, float] | None:
     return (slope[0], intercept[0]) if slope and intercept and slope[0] != 0 else None
 
 
+@lru_cache
+def _tag(name: str) -> BaseTag:
+    """The tag of a keyword: pydicom would look it up each time."""
+    return Tag(name)
+
+
 def value_of(data: pydicom.Dataset, name: str) -> Any:
     """A tag's value; a tag that cannot be parsed counts as absent, and what is absent has its own code."""
     try:
-        return data.get(name)
+        tag = _tag(name)
+        return data[tag].value if tag in data else None
     except _UNPARSABLE:
         return None
 
@@ -259,47 +306,66 @@ def check_decoder(syntax: str) -> None:
         raise Refusal("CT_DECODER_MISSING", f"no decoder for {name}", "Install the extra mmjepa[dicom]")
 
 
-def open_file(part: Slice, place: int) -> tuple[pydicom.FileDataset, bytes]:
-    """The whole data set of slice ``place`` of a stack, and the sha256 of its file. Raises Refusal CT_PIXEL_CORRUPT."""
-    try:
-        content = part.path.read_bytes()
-        with quiet():
-            data = pydicom.dcmread(BytesIO(content), force=True)
-    except MemoryError:
-        raise
-    except Exception:  # the file changed since its header was read, or is cut in its last tag
-        raise _corrupt(place) from None
-    if not part.syntax:  # a bare data set: its voxels can only be uncompressed
-        data.file_meta = FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    return data, hashlib.sha256(content).digest()
+class Opened:
+    """A file whose header was judged, with all its bytes; parsed anew only where its voxels need a decoder.
 
-
-def read_hu(data: pydicom.FileDataset, part: Slice, place: int, rescale: tuple[float, float] | None) -> np.ndarray:
-    """Slice ``place`` of a stack, from its opened file, as int16 HU [rows, columns].
-
-    rescale: stands in for absent tags. Raises Refusal CT_PIXEL_CORRUPT, CT_NO_RESCALE, CT_HU_IMPLAUSIBLE.
+    Raises Refusal CT_PIXEL_CORRUPT when it cannot be read any more.
     """
-    try:
-        with quiet():
-            raw = pixel_array(data, index=part.frame)
-    except MemoryError:
-        raise
-    except Exception:  # every decoder has errors of its own
-        raise _corrupt(place) from None
-    if raw.shape != part.shape:
-        raise Refusal(
-            "CT_PIXEL_CORRUPT", f"pixel data of slice {place} has shape {raw.shape}, header says {part.shape}"
-        )
-    factors = part.rescale or rescale
-    if factors is None:
-        raise Refusal("CT_NO_RESCALE", "no rescale slope and intercept", "Set rescale=slope,intercept if you know them")
-    padding = None if part.padding is None else (raw >= part.padding[0]) & (raw <= part.padding[1])
-    values = raw.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is refused
-        values *= factors[0]
-        values += factors[1]
-    return to_hu(values, padding)
+
+    def __init__(self, part: Slice, place: int) -> None:
+        self.path = part.path
+        try:
+            self._content = part.path.read_bytes()
+        except OSError:
+            raise _corrupt(place) from None
+        self._data: pydicom.FileDataset | None = None
+
+    def sha256(self) -> bytes:
+        """Hash of the file."""
+        return hashlib.sha256(self._content).digest()
+
+    def hu(self, part: Slice, place: int, rescale: tuple[float, float] | None) -> np.ndarray:
+        """Slice ``place`` of a stack as int16 HU [rows, columns]; ``part`` is of this file.
+
+        rescale: stands in for absent tags. Raises Refusal CT_PIXEL_CORRUPT, CT_NO_RESCALE, CT_HU_IMPLAUSIBLE.
+        """
+        raw = part.plain.voxels(self._content, part.shape) if part.plain else None
+        if raw is None:
+            raw = self._decoded(part, place)
+        factors = part.rescale or rescale
+        if factors is None:
+            raise Refusal(
+                "CT_NO_RESCALE", "no rescale slope and intercept", "Set rescale=slope,intercept if you know them"
+            )
+        padding = None if part.padding is None else (raw >= part.padding[0]) & (raw <= part.padding[1])
+        values = raw.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is refused
+            values *= factors[0]
+            values += factors[1]
+        return to_hu(values, padding)
+
+    def _decoded(self, part: Slice, place: int) -> np.ndarray:
+        try:
+            with quiet():
+                if self._data is None:
+                    self._data = self._parsed(part)
+                raw = pixel_array(self._data, index=part.frame)
+        except MemoryError:
+            raise
+        except Exception:  # every decoder has errors of its own; or the file changed since its header was read
+            raise _corrupt(place) from None
+        if raw.shape != part.shape:
+            raise Refusal(
+                "CT_PIXEL_CORRUPT", f"pixel data of slice {place} has shape {raw.shape}, header says {part.shape}"
+            )
+        return raw
+
+    def _parsed(self, part: Slice) -> pydicom.FileDataset:
+        data = pydicom.dcmread(BytesIO(self._content), force=True)
+        if not part.syntax:  # a bare data set: its voxels can only be uncompressed
+            data.file_meta = FileMetaDataset()
+            data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        return data
 
 
 def _corrupt(place: int) -> Refusal:

@@ -96,21 +96,22 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[C
     tables: list[Path] = []
     unreadable: list[tuple[str, Refusal]] = []
     paths = _walk(source)
-    for number, path in enumerate(progress.track(paths, "reading headers"), start=1):
-        try:
-            kind = _kind(path, number)
-            parts = _headers(path, number) if kind == "dicom" else "CT_NOT_DICOM"
-        except Refusal as refusal:
-            unreadable.append((relative(path, source), refusal))
-            continue
-        if kind == "table":
-            tables.append(path)
-        elif kind == "nifti":
-            niftis.append(path)
-        elif isinstance(parts, str):
-            skipped[path] = number, parts
-        else:
-            slices += parts
+    with dicom.quiet():  # once: it costs as much as a header
+        for number, path in enumerate(progress.track(paths, "reading headers"), start=1):
+            try:
+                kind = _kind(path, number)
+                parts = _headers(path, number) if kind == "dicom" else "CT_NOT_DICOM"
+            except Refusal as refusal:
+                unreadable.append((relative(path, source), refusal))
+                continue
+            if kind == "table":
+                tables.append(path)
+            elif kind == "nifti":
+                niftis.append(path)
+            elif isinstance(parts, str):
+                skipped[path] = number, parts
+            else:
+                slices += parts
     if len(tables) > 1:
         raise Refusal(
             "IMAGES_CSV_SEVERAL", f"{len(tables)} files {nifti.TABLE} in {source}", "Keep one, above all NIfTI files"

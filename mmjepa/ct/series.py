@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from mmjepa.ct.dicom import ENHANCED, Slice, check_decoder, open_file, quiet, read_hu
+from mmjepa.ct.dicom import ENHANCED, Opened, Slice, check_decoder, quiet
 from mmjepa.ct.geometry import SAME_PLACE_MM, affine_ras, check_geometry, heights_mm, straighten
 from mmjepa.ct.volume import SPACING_MM, Candidate, Settings, Volume, canonical, check_hu
 from mmjepa.identity import Crosswalk
@@ -34,7 +34,7 @@ def without_copies(slices: Sequence[Slice]) -> list[Slice]:
 
     seen: dict[Slice, list[Slice]] = defaultdict(list)
     for part in slices:
-        twins = seen[replace(part, path=Path(), number=0)]
+        twins = seen[replace(part, path=Path(), number=0, plain=None)]
         if part.sop_uid and twins and voxels(part) in map(voxels, twins):
             continue
         twins.append(part)
@@ -209,10 +209,10 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
     hashes: dict[Path, bytes] = {}
     opened = None
     for k, part in enumerate(found.parts):
-        if opened is None or opened[0] != part.path:  # frames of one file follow each other: it is read once
-            data, hashes[part.path] = open_file(part, k + 1)
-            opened = part.path, data
-        values = read_hu(opened[1], part, k + 1, settings.rescale)
+        if opened is None or opened.path != part.path:  # frames of one file follow each other: it is read once
+            opened = Opened(part, k + 1)
+            hashes[part.path] = opened.sha256()
+        values = opened.hu(part, k + 1, settings.rescale)
         if not k:  # not before one slice is what its header claims
             stack = np.empty((len(found.parts), *values.shape), dtype=np.int16)
         stack[k] = values

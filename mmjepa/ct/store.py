@@ -161,9 +161,9 @@ class VolumeStore:
         row = self._row(image_id)
         path = self.folder / "volumes" / f"{image_id}.json"
         sidecar = read_json(path)
-        if sidecar["source_hash"] != row["source_hash"]:
+        if sidecar.get("source_hash") != row["source_hash"]:
             raise _stale(path, "is of another source than the index says")
-        if self._made_with is not None and sidecar["transform_hash"] != self._made_with:
+        if self._made_with is not None and sidecar.get("transform_hash") != self._made_with:
             raise _stale(path, "was made with other settings than the manifest says")
         return sidecar
 

@@ -136,7 +136,7 @@ def test_compressed_frames_read_as_the_same_voxels_and_a_second_run_decodes_noth
     file.compress(RLELossless)
     ingest(tmp_path, file)
     np.testing.assert_array_equal(stack_of(tmp_path)[0], hu)
-    monkeypatch.setattr("mmjepa.ct.series.read_hu", None)
+    monkeypatch.setattr("mmjepa.ct.series.Opened", None)
     again = ingest_images(tmp_path / "source", tmp_path / "out", crosswalk=Crosswalk.none(SALT))
     assert (again["accepted"], again["unchanged"]) == (1, 1)
 

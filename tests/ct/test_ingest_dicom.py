@@ -394,7 +394,7 @@ def test_an_ingest_that_runs_twice_decodes_nothing_again(tmp_path, monkeypatch):
     ingest(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/ct/volumes").iterdir()}
     index = (tmp_path / "out/ct/index.parquet").read_bytes()
-    monkeypatch.setattr("mmjepa.ct.series.read_hu", None)
+    monkeypatch.setattr("mmjepa.ct.series.Opened", None)
     manifest = ingest(tmp_path)
     assert (manifest["accepted"], manifest["unchanged"]) == (1, 1)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/ct/volumes").iterdir()} == before
