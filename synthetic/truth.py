@@ -13,12 +13,9 @@ from synthetic.plan import Plan, pictures
 from synthetic.presets import Site
 from synthetic.world import Subjects
 
-_MARKED, _PART_SOLID, _NON_SOLID = (
-    0.5,
-    0.3,
-    0.7,
-)  # share of spiculation or of emphysema's most that a reader notes; of ground glass
+_MARKED = 0.5  # share of spiculation, or of the most emphysema, that a reader notes
 _MOST_EMPHYSEMA = 0.5
+_PART_SOLID, _NON_SOLID = 0.3, 0.7  # shares of ground glass from which a nodule is called so
 
 
 def scores(plan: Plan, persons: pd.DataFrame, subjects: Subjects, shown: list[pd.DataFrame]) -> dict[str, Array]:
@@ -32,8 +29,8 @@ def scores(plan: Plan, persons: pd.DataFrame, subjects: Subjects, shown: list[pd
     def at_site(score: Callable[[Site], Array]) -> Array:
         return np.stack([score(site) for site in plan.sites])[which, rows]
 
-    parts = [oracle.scores(world, site, subjects) for site in plan.sites]
-    found = {name: np.stack([part[name] for part in parts])[which, rows] for name in parts[0]}
+    parts = {site: oracle.scores(world, site, subjects) for site in plan.sites}
+    found = {name: at_site(lambda site, name=name: parts[site][name]) for name in parts[plan.sites[0]]}
     by_then = range(plan.labelled_scan + 1)
     if len(by_then) > 1:
         own = pictures(plan, int(subjects.index[0]), persons.assign(mispaired=False), subjects)
