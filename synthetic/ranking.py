@@ -73,14 +73,6 @@ def decorrelating_weights(y: Array, tag: Array) -> Array:
     return np.minimum(weight, np.percentile(weight, _CAP_PERCENTILE))
 
 
-def decorrelated_auc(y: Array, score: Array, tag: Array) -> float:
-    """AUC of ``score`` [n] among subjects weighted so that the tag says nothing of the label.
-
-    On held-out subjects of one site it warns, without external labels, of what a score owes to the tag.
-    """
-    return weighted_auc(y, score, decorrelating_weights(y, tag))
-
-
 def summary(values: Sequence[float]) -> dict[str, Any]:
     """Mean over seeds, their sd, the mean's 95 % interval (Student's t; both None for one seed) and the values."""
     n, mean = len(values), float(np.mean(values))

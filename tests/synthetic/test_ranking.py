@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from mmjepa.refusal import Refusal
-from synthetic.ranking import auc, decorrelated_auc, decorrelating_weights, paired_difference, summary, weighted_auc
+from synthetic.ranking import auc, decorrelating_weights, paired_difference, summary, weighted_auc
 
 CASES = settings(max_examples=40, deadline=None)
 
@@ -29,7 +29,11 @@ def test_auc_and_its_weighted_form_are_the_usual_ones_with_ties(n, levels, seed)
 
 
 def test_one_outcome_alone_is_refused():
-    for call in (lambda y: auc(y, y), lambda y: weighted_auc(y, y, y + 1.0), lambda y: decorrelated_auc(y, y, y)):
+    for call in (
+        lambda y: auc(y, y),
+        lambda y: weighted_auc(y, y, y + 1.0),
+        lambda y: weighted_auc(y, y, decorrelating_weights(y, y)),
+    ):
         for y in (np.zeros(5, bool), np.ones(5, bool)):
             with pytest.raises(Refusal, match="both outcomes"):
                 call(y)
@@ -77,8 +81,8 @@ def test_what_does_not_lean_on_the_tag_keeps_its_auc():
     y = draw.random(40_000) < 0.4
     tag = draw.random(40_000) < np.where(y, 0.7, 0.3)
     biology = y + draw.standard_normal(40_000)
-    assert decorrelated_auc(y, biology, tag) == pytest.approx(auc(y, biology), abs=0.01)
-    assert decorrelated_auc(y, biology + 2 * tag, tag) < auc(y, biology + 2 * tag) - 0.05
+    assert weighted_auc(y, biology, decorrelating_weights(y, tag)) == pytest.approx(auc(y, biology), abs=0.01)
+    assert weighted_auc(y, biology + 2 * tag, decorrelating_weights(y, tag)) < auc(y, biology + 2 * tag) - 0.05
 
 
 def test_a_tag_that_gives_the_label_away_still_has_finite_weights():
