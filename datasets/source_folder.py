@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from mmjepa import console, progress
 from mmjepa.ct.dicom import Slice, looks_like_dicom, read_header
+from mmjepa.ct.series import first_moment
 from mmjepa.files import atomic_path, fresh_folder
 from mmjepa.identity import COLUMNS, Crosswalk, salt_at
 from mmjepa.refusal import Refusal
@@ -160,15 +161,10 @@ def read_series(images: Path) -> tuple[list[Series], Counter[str]]:
         else:
             skipped[header] += 1
     found = [
-        Series(patient, uid, _time(parts), tuple(part.sop_uid for part in parts))
+        Series(patient, uid, first_moment(parts), tuple(part.sop_uid for part in parts))
         for (patient, uid), parts in sorted(slices.items())
     ]
     return found, skipped
-
-
-def _time(parts: list[Slice]) -> datetime | None:
-    levels = zip(*(part.time for part in parts), strict=True)
-    return next((min(known) for level in levels if (known := [moment for moment in level if moment])), None)
 
 
 class SourceFolder:

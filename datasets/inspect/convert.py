@@ -36,7 +36,8 @@ def main(options: argparse.Namespace) -> dict:
     scans = read_scans(options.source, images, left_out)
     split_of = splits(scans)
     with shared.new_source_folder(options.out, scans["person_id"], numbered=False) as folder:
-        keys = {scan.Index: (int(scan.person_id), scan.time) for scan in scans.itertuples()}
+        people, times = scans["person_id"].astype(int), scans["time"]
+        keys = {str(scan): (people[scan], times[scan]) for scan in scans.index}
         if options.meds:
             link_records(folder, options.meds)
         else:

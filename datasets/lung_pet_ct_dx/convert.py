@@ -144,8 +144,9 @@ def write_labels(folder: shared.SourceFolder, clinical: pd.DataFrame, series: li
                 labels[task].append((*key, task == histology))
         if case(one) in clinical.index:
             for task, column in STAGES.items():
-                if (stage := clinical.loc[case(one), column])[:1] in ("0", "1", "2", "3"):
-                    labels[task].append((*key, stage[0] != "0"))
+                stage = clinical[column][case(one)][:1]
+                if stage in ("0", "1", "2", "3"):
+                    labels[task].append((*key, stage != "0"))
     return {task: folder.write_labels(task, rows) for task, rows in labels.items()}
 
 

@@ -86,32 +86,32 @@ def read_readings(source: Path) -> pd.DataFrame:
 def person_events(folder: shared.SourceFolder, persons: pd.DataFrame) -> list[tuple]:
     """Sex and race without a time; age and smoking, which were asked at entry, on the first screen's day."""
     rows: list[tuple] = []
-    for person in persons.itertuples():
-        pid = str(person.Index)
+    for index, person in persons.to_dict("index").items():
+        pid = str(index)
         subject = folder.people.subject_id(pid)
         if subject is None:
             continue
         entry = folder.moved(pid, SCREEN_DAYS[0])
-        rows.append((subject, None, f"GENDER//{SEX.get(person.gender, 'UNKNOWN')}", None))
-        if pd.notna(person.race):
-            rows.append((subject, None, f"NLST//RACE//{person.race:g}", None))
-        rows.append((subject, entry, f"NLST//SMOKING//{SMOKING.get(person.cigsmok, 'UNKNOWN')}", None))
-        if pd.notna(person.age):
-            rows.append((subject, entry, "NLST//AGE//years", person.age))
+        rows.append((subject, None, f"GENDER//{SEX.get(person['gender'], 'UNKNOWN')}", None))
+        if pd.notna(person["race"]):
+            rows.append((subject, None, f"NLST//RACE//{person['race']:g}", None))
+        rows.append((subject, entry, f"NLST//SMOKING//{SMOKING.get(person['cigsmok'], 'UNKNOWN')}", None))
+        if pd.notna(person["age"]):
+            rows.append((subject, entry, "NLST//AGE//years", person["age"]))
     return rows
 
 
 def reading_events(folder: shared.SourceFolder, readings: pd.DataFrame) -> list[tuple]:
     """What the radiologist saw, at the end of the screen's day."""
     rows: list[tuple] = []
-    for line in readings.itertuples():
-        subject = folder.people.subject_id(line.pid)
+    for line in readings.to_dict("records"):
+        subject = folder.people.subject_id(line["pid"])
         if subject is None:
             continue
-        when = folder.moved(line.pid, SCREEN_DAYS[int(line.study_yr)] + READ_AFTER)
-        if pd.notna(line.sct_ab_desc):
-            rows.append((subject, when, f"NLST//CT_ABNORMALITY//{line.sct_ab_desc:g}", None))
-        for code, value in (("LONG", line.sct_long_dia), ("PERPENDICULAR", line.sct_perp_dia)):
+        when = folder.moved(line["pid"], SCREEN_DAYS[int(line["study_yr"])] + READ_AFTER)
+        if pd.notna(line["sct_ab_desc"]):
+            rows.append((subject, when, f"NLST//CT_ABNORMALITY//{line['sct_ab_desc']:g}", None))
+        for code, value in (("LONG", line["sct_long_dia"]), ("PERPENDICULAR", line["sct_perp_dia"])):
             if pd.notna(value):
                 rows.append((subject, when, f"NLST//{code}_DIAMETER//mm", value))
     return rows
@@ -130,7 +130,7 @@ def write_labels(
         if one.time is None or one.time.date() not in days:
             left_out["series_without_time" if one.time is None else "series_of_no_screen_date"] += 1
             continue
-        person = persons.loc[one.patient_id]
+        person = persons.loc[[one.patient_id]].to_dict("records")[0]
         screen = person[f"scr_days{days.index(one.time.date())}"]
         to_cancer, seen = person["candx_days"] - screen, person["follow_up"] - screen
         has_cancer = pd.notna(person["candx_days"])

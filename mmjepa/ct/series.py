@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -152,21 +152,25 @@ def _judge(image_id: str, stack: Sequence[Slice], siblings: int, crosswalk: Cros
     except Refusal as refusal:
         return replace(found, refusal=refusal)
     flags += ["CT_GANTRY_TILT"] * tilted + ["CT_NO_RESCALE"] * any(part.rescale is None for part in stack)
-    moments = [
-        min(known) for level in zip(*(part.time for part in stack), strict=True) if (known := [t for t in level if t])
-    ]
+    moment = first_moment(stack)
     return replace(
         found,
         parts=tuple(ordered),
         subject_id=subject,
-        time=moments[0] + timedelta(days=crosswalk.date_shift_days(first.patient_id)) if moments else None,
+        time=moment + timedelta(days=crosswalk.date_shift_days(first.patient_id)) if moment else None,
         kernel=first.kernel,
         thickness_mm=first.thickness_mm,
         chest=first.body_part in _CHEST,
         kvp=first.kvp,
         maker=first.maker,
-        flags=tuple(flags if moments else [*flags, "CT_NO_TIME"]),
+        flags=tuple(flags if moment else [*flags, "CT_NO_TIME"]),
     )
+
+
+def first_moment(stack: Sequence[Slice]) -> datetime | None:
+    """The earliest acquisition time of the slices, else series time, else study time, unshifted; None if unknown."""
+    levels = zip(*(part.time for part in stack), strict=True)
+    return next((min(known) for level in levels if (known := [moment for moment in level if moment])), None)
 
 
 def _check_tags(stack: Sequence[Slice], settings: Settings) -> None:
