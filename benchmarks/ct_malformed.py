@@ -24,12 +24,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import ct_cases  # pyrefly: ignore[missing-import]
+import ct_cases
 import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from ct_cases.decode import FLOOR_HU, Decoded, canonical, same, stored
 
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.files import read_json
@@ -39,8 +40,6 @@ from mmjepa.refusal import Refusal
 EXPECTED = Path(__file__).with_suffix(".csv")
 SALT = "a salt for malformed inputs"
 LIMIT_S, LIMIT_BYTES = 120, 16 << 30
-FLOOR_HU, CEILING_HU, WRAPPED_HU = -1024, 3071, 32767
-Decoded = tuple[np.ndarray, np.ndarray]
 
 
 def expectations() -> dict[str, dict[str, str]]:
@@ -80,14 +79,6 @@ def decoded(source: Path) -> list[Decoded]:
     return [canonical(image) for image in images + [nib.Nifti1Image.from_filename(path) for path in niftis]]
 
 
-def canonical(image: nib.Nifti1Image) -> Decoded:
-    """HU as the contract stores them and the affine, axes closest to R, A, S."""
-    closest = nib.as_closest_canonical(image)
-    values = closest.get_fdata()
-    values[values > WRAPPED_HU] = FLOOR_HU  # a negative padding value in unsigned voxels: the contract's rule 8
-    return np.rint(values.clip(FLOOR_HU, CEILING_HU)).astype(np.int16), np.asarray(closest.affine)
-
-
 def _by_highdicom(path: Path) -> nib.Nifti1Image | None:
     """A multi-frame file, whose frames SimpleITK does not sort; None for a classic image."""
     if "NumberOfFrames" not in pydicom.dcmread(path, stop_before_pixels=True, force=True):
@@ -123,17 +114,6 @@ def _slice(path: Path) -> tuple[float, np.ndarray, sitk.Image]:
         voxels[(voxels >= min(ends)) & (voxels <= max(ends))] = FLOOR_HU
     normal = np.array(image.GetDirection()).reshape(3, 3)[:, 2]
     return float(normal @ image.GetOrigin()), voxels.transpose(2, 1, 0), image
-
-
-def stored(out: Path) -> list[Decoded]:
-    """The volumes in a cohort: HU and affine."""
-    sidecars = sorted((out / "ct" / "volumes").glob("*.json"))
-    return [(np.load(path.with_suffix(".npy")), np.array(read_json(path)["affine"])) for path in sidecars]
-
-
-def same(one: Decoded, other: Decoded, tolerance_mm: float = 1e-3) -> bool:
-    """Whether two volumes hold equal voxels at equal places."""
-    return np.array_equal(one[0], other[0]) and np.allclose(one[1], other[1], atol=tolerance_mm, rtol=0)
 
 
 def run_case(name: str, folder: Path, real: Path | None) -> list[str]:

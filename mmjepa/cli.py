@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmjepa import __version__
+from mmjepa import __version__, cli_show
 from mmjepa.console import Result, run, show_mapping
 from mmjepa.refusal import Refusal
 
@@ -59,7 +59,7 @@ def _data_verbs(verbs: Any) -> None:
         "not read twice. `mmjepa ingest ct SOURCE` takes the images alone and lists every volume.",
         "mmjepa ingest source --out cohort",
         "a cohort: ehr/ (MEDS), ct/ (volumes, index, manifest), labels/, store/",
-        show=_show_ingest,
+        show=cli_show.ingest,
     )
     ingest.add_argument(
         "source", nargs="*", metavar="[ct] SOURCE", help="the source folder; after `ct` its images alone"
@@ -100,7 +100,7 @@ def _data_verbs(verbs: Any) -> None:
         "that give the label away. Each finding says what it counted and what to do. A failure exits with 1.",
         "mmjepa audit cohort --labels mortality",
         "one line a check: pass, warn, fail or not-applicable, a count, a sentence",
-        show=_show_audit,
+        show=cli_show.audit,
     )
     audit.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
     audit.add_argument("--labels", nargs="+", metavar="TASK", help="tasks under COHORT/labels (default: all of them)")
@@ -114,7 +114,7 @@ def _data_verbs(verbs: Any) -> None:
         "if something the core needs is broken.",
         "mmjepa doctor",
         "one line a part: OK, missing or broken, and what to do",
-        show=_show_doctor,
+        show=cli_show.doctor,
     )
 
 
@@ -128,7 +128,7 @@ def _model_verbs(verbs: Any) -> None:
         "folder is never overwritten.",
         "mmjepa pretrain recipes/configs/ct_ehr_small.yaml seed=1",
         "a run folder: config.yaml, metrics.jsonl, checkpoints/, model/",
-        show=_show_phases,
+        show=cli_show.phases,
     )
     _config_arguments(pretrain)
 
@@ -154,7 +154,7 @@ def _model_verbs(verbs: Any) -> None:
         "and judges held_out, with intervals by subject; `tuned` is that probe, `weak` the same with almost no penalty.",
         "mmjepa evaluate embeddings.parquet --labels cohort/labels/malignancy --json > results.json",
         "AUROC by site; with --json every measure with its interval, the trivial baseline and the collapse panel",
-        show=_show_evaluation,
+        show=cli_show.evaluation,
     )
     evaluate.add_argument("embeddings", type=Path, help="parquet with subject_id, prediction_time and z")
     evaluate.add_argument("--labels", type=Path, required=True, help="a folder of MEDS label files")
@@ -173,7 +173,7 @@ def _model_verbs(verbs: Any) -> None:
         "beside forecasts that cost nothing (copy, climatology).",
         "mmjepa rollout runs/trajectory cohort --out rollout.csv",
         "error and skill at each horizon with intervals, for recorded, held and no actions",
-        show=_show_rollout,
+        show=cli_show.rollout,
     )
     _run_arguments(rollout)
     rollout.add_argument("--out", type=Path, help="a csv file to write the table to; it must not exist")
@@ -304,63 +304,6 @@ def _plan(options: argparse.Namespace) -> Result:
     from mmjepa.plan import plan_file
 
     return plan_file(options.config, options.overrides)
-
-
-def _show_ingest(result: Mapping[str, Any]) -> None:
-    show_mapping({name: value for name, value in result.items() if name != "volumes"})
-    for volume in result.get("volumes", ()):
-        if volume["status"] == "refused":
-            text = f"refused {volume['code']}: {volume['message']}"
-        else:
-            size, spacing = (" x ".join(f"{n:.4g}" for n in volume[name]) for name in ("shape", "spacing_mm"))
-            low, high = volume["hu_range"]
-            text = " ".join([f"{size} voxels of {spacing} mm, {low}..{high} HU", *volume["flags"]])
-        print(f"{volume['image_id']}  {text}", file=sys.stderr)
-
-
-def _show_audit(result: Mapping[str, Any]) -> None:
-    task = None
-    for finding in result["findings"]:
-        if finding["task"] != task:
-            task = finding["task"]
-            print(f"labels {task}:", file=sys.stderr)
-        print(f"{finding['verdict']:<15}{finding['check']:<5}{finding['name']}: {finding['sentence']}", file=sys.stderr)
-        if finding["verdict"] in ("warn", "fail"):
-            print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)
-    print(f"verdict: {result['verdict']}", file=sys.stderr)
-
-
-def _show_phases(result: Mapping[str, Any]) -> None:
-    for phase in result["phases"]:
-        trained = ", ".join(f"{p} ({t['parameters']:,} parameters)" for p, t in phase["trained"].items()) or "nothing"
-        print(f"{phase['phase']}: {phase['steps']} updates of {trained}", file=sys.stderr)
-    print(
-        f"the run: {result['run']}; next: mmjepa embed {result['run']} COHORT --out embeddings.parquet", file=sys.stderr
-    )
-
-
-def _show_evaluation(result: Mapping[str, Any]) -> None:
-    for site, found in result["sites"].items():
-        print(
-            f"{site}: {found['rows']} rows, {found['subjects']} subjects, {found['positives']} positive",
-            file=sys.stderr,
-        )
-        for arm, measures in found["arms"].items():
-            auroc = measures["auroc"]
-            low, high = auroc["interval"] or (float("nan"), float("nan"))
-            print(f"  {arm}: AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr)
-    print(f"intervals: {result['interval']}; trivial AUROC 0.5. --json prints every measure", file=sys.stderr)
-
-
-def _show_rollout(result: Mapping[str, Any]) -> None:
-    show_mapping({name: value for name, value in result.items() if name != "table"})
-
-
-def _show_doctor(result: Mapping[str, Any]) -> None:
-    for part in result["parts"]:
-        advice = f" -> {part['advice']}" if part["advice"] else ""
-        print(f"{part['state']:<9}{part['part']}: {part['found']}{advice}", file=sys.stderr)
-    print(f"verdict: {result['verdict']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""What people read on standard error when a verb is done; programs read ``--json``."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mmjepa.console import show_mapping
+
+
+def ingest(result: Mapping[str, Any]) -> None:
+    """Counts, and a line for each volume."""
+    show_mapping({name: value for name, value in result.items() if name != "volumes"})
+    for volume in result.get("volumes", ()):
+        if volume["status"] == "refused":
+            text = f"refused {volume['code']}: {volume['message']}"
+        else:
+            size, spacing = (" x ".join(f"{n:.4g}" for n in volume[name]) for name in ("shape", "spacing_mm"))
+            low, high = volume["hu_range"]
+            text = " ".join([f"{size} voxels of {spacing} mm, {low}..{high} HU", *volume["flags"]])
+        print(f"{volume['image_id']}  {text}", file=sys.stderr)
+
+
+def audit(result: Mapping[str, Any]) -> None:
+    """A line for each check, with advice where it matters."""
+    task = None
+    for finding in result["findings"]:
+        if finding["task"] != task:
+            task = finding["task"]
+            print(f"labels {task}:", file=sys.stderr)
+        print(f"{finding['verdict']:<15}{finding['check']:<5}{finding['name']}: {finding['sentence']}", file=sys.stderr)
+        if finding["verdict"] in ("warn", "fail"):
+            print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)
+    print(f"verdict: {result['verdict']}", file=sys.stderr)
+
+
+def phases(result: Mapping[str, Any]) -> None:
+    """What each phase trained, and the next step."""
+    for phase in result["phases"]:
+        trained = ", ".join(f"{p} ({t['parameters']:,} parameters)" for p, t in phase["trained"].items()) or "nothing"
+        print(f"{phase['phase']}: {phase['steps']} updates of {trained}", file=sys.stderr)
+    print(
+        f"the run: {result['run']}; next: mmjepa embed {result['run']} COHORT --out embeddings.parquet", file=sys.stderr
+    )
+
+
+def evaluation(result: Mapping[str, Any]) -> None:
+    """AUROC of each arm by site."""
+    for site, found in result["sites"].items():
+        print(
+            f"{site}: {found['rows']} rows, {found['subjects']} subjects, {found['positives']} positive",
+            file=sys.stderr,
+        )
+        for arm, measures in found["arms"].items():
+            auroc = measures["auroc"]
+            low, high = auroc["interval"] or (float("nan"), float("nan"))
+            print(f"  {arm}: AUROC {auroc['value']:.3f} ({low:.3f} to {high:.3f})", file=sys.stderr)
+    print(f"intervals: {result['interval']}; trivial AUROC 0.5. --json prints every measure", file=sys.stderr)
+
+
+def rollout(result: Mapping[str, Any]) -> None:
+    """Everything but the table."""
+    show_mapping({name: value for name, value in result.items() if name != "table"})
+
+
+def doctor(result: Mapping[str, Any]) -> None:
+    """A line for each part of the installation."""
+    for part in result["parts"]:
+        advice = f" -> {part['advice']}" if part["advice"] else ""
+        print(f"{part['state']:<9}{part['part']}: {part['found']}{advice}", file=sys.stderr)
+    print(f"verdict: {result['verdict']}", file=sys.stderr)
