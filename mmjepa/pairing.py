@@ -71,10 +71,11 @@ def _span(store: EventStore, subject: int) -> tuple[int, int]:
 
 
 def _as_of_scan(store: EventStore, span: tuple[int, int], t_us: int, window_us: int | None) -> int | None:
-    times = store.times_us[slice(*span)]
-    stop = span[0] + int(np.searchsorted(times, t_us, side="right"))
-    start = span[0] if window_us is None else span[0] + int(np.searchsorted(times, t_us - window_us))
-    return t_us if (store.visible(start, stop, t_us) & ~_images(store, start, stop)).any() else None
+    start, stop = span[0], span[0] + int(np.searchsorted(store.available_us[slice(*span)], t_us, side="right"))
+    inside = ~_images(store, start, stop)
+    if window_us is not None:
+        inside &= store.times_us[start:stop] >= t_us - window_us
+    return t_us if inside.any() else None
 
 
 def _nearest(store: EventStore, span: tuple[int, int], t_us: int, window_us: int | None) -> int | None:

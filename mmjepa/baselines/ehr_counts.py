@@ -58,7 +58,7 @@ def fit_counts(events: EventStore, rows: pd.DataFrame, excluded: tuple[str, ...]
 def count_features(events: EventStore, rows: pd.DataFrame, state: CountState) -> np.ndarray:
     """float32 [n, codes + values + 3]: log1p counts, last values, age (years), log1p of record years and of events.
 
-    Only rows with time and available time <= prediction_time are read. A value or age that is missing is the training
+    Only rows available by the prediction_time are read. A value or age that is missing is the training
     median (whether it was measured is told by its count).
     """
     made = _features(events, rows, state)
@@ -83,15 +83,14 @@ def _views(events: EventStore, rows: pd.DataFrame, excluded: tuple[str, ...]) ->
     unread, birth = events.match((*excluded, BIRTH)), events.match((BIRTH,))
     starts, stops = events.as_of(subjects, times)
     for place, start, stop, t in zip(events.rows(subjects), starts, stops, times, strict=True):
-        visible = events.visible(start, stop, t)
-        codes = np.asarray(events.codes[start:stop])[visible]
-        at = np.asarray(events.times_us[start:stop])[visible]
+        known = start + np.argsort(events.times_us[start:stop], kind="stable")
+        codes, at = events.codes[known], events.times_us[known]
         born = at[birth[codes]]
         use = ~unread[codes]
         static = np.asarray(events.static_codes[events.static_offsets[place] : events.static_offsets[place + 1]])
         yield _View(
             codes[use],
-            np.asarray(events.values[start:stop])[visible][use],
+            events.values[known][use],
             static[~unread[static]],
             float((t - born[0]) / YEAR_US) if len(born) else np.nan,
             float((t - at[use][0]) / YEAR_US) if use.any() else 0.0,

@@ -26,7 +26,7 @@ from mmjepa.files import atomic_path, fresh_folder
 from mmjepa.refusal import Refusal
 
 #: Columns beyond the MEDS core that this project reads where a source has them.
-EXTRA_COLUMNS = ("available_time", "image_id")
+EXTRA_COLUMNS = ("available_time", "hadm_id", "image_id")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Shard:
     """One checked shard: rows as read, and where each subject's run lies.
 
     codes: int32 [rows] into ``MedsRoot.codes``. times_us, available_us: int64 [rows], 0 where ``static`` (null time).
-    values: float32 [rows], NaN = none. run_subjects, run_starts, run_lengths: int64 [runs].
+    values: float32 [rows], NaN = none. hadm_id: int64 [rows], -1 = none; None without the column. run_subjects, run_starts, run_lengths: int64 [runs].
     images: row of this shard -> image_id.
     """
 
@@ -61,6 +61,7 @@ class Shard:
     times_us: np.ndarray
     available_us: np.ndarray
     values: np.ndarray
+    hadm_id: np.ndarray | None
     static: np.ndarray
     images: dict[int, str]
     run_subjects: np.ndarray
@@ -149,6 +150,7 @@ def read_shard(root: MedsRoot, path: Path) -> Shard:
         times_us=times,
         available_us=available,
         values=values,
+        hadm_id=_admissions(table, path),
         static=static,
         images=_images(table),
         run_subjects=subjects,
@@ -292,6 +294,15 @@ def _code_indices(root: MedsRoot, column: pa.ChunkedArray, path: Path) -> np.nda
             "List every code of the data there",
         )
     return _numpy(positions).astype(np.int32, copy=False)
+
+
+def _admissions(table: pa.Table, path: Path) -> np.ndarray | None:
+    if "hadm_id" not in table.column_names:
+        return None
+    try:
+        return _numpy(pc.fill_null(table["hadm_id"].cast(pa.int64()), -1))
+    except pa.ArrowException as error:
+        raise Refusal("MEDS_SCHEMA", f"hadm_id of {path} is not a whole number ({_line(error)})") from None
 
 
 def _images(table: pa.Table) -> dict[int, str]:

@@ -80,7 +80,7 @@ def derive_stays(store: EventStore, config: StaysConfig | None = None) -> tuple[
         if death < NEVER:
             counts["deaths"] += 1
             times = store.times_us[store.offsets[row] : store.offsets[row + 1]]
-            counts["rows_after_death"] += len(times) - int(np.searchsorted(times, death, side="right"))
+            counts["rows_after_death"] += int((times > death).sum())
         admissions = pair_intervals(mine["hospital_in"], mine["hospital_out"])
         used: set[int] = set()
         for number, (start, stop) in enumerate(pair_intervals(mine["icu_in"], mine["icu_out"])):
@@ -129,12 +129,14 @@ def pair_intervals(starts_us: np.ndarray, stops_us: np.ndarray) -> list[tuple[in
 
 
 def _marks(store: EventStore, config: StaysConfig) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each kind of marking row: its times, and [subjects + 1] where each subject's times end."""
+    """For each kind of marking row: its times, ascending in each subject, and [subjects + 1] where each subject's end."""
     codes, offsets = np.asarray(store.codes), np.asarray(store.offsets)
     marks = {}
     for name in ("icu_in", "icu_out", "hospital_in", "hospital_out", "birth", "death"):
         rows = np.flatnonzero(store.match([getattr(config, name)])[codes])
-        marks[name] = (np.asarray(store.times_us[rows]), np.searchsorted(rows, offsets))
+        times, ends = np.asarray(store.times_us[rows]), np.searchsorted(rows, offsets)
+        subject = np.repeat(np.arange(len(offsets) - 1), np.diff(ends))
+        marks[name] = (times[np.lexsort((times, subject))], ends)
     return marks
 
 

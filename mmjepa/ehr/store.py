@@ -16,7 +16,7 @@ from mmjepa.ehr.meds_io import MedsRoot, Shard, open_root, read_shards
 from mmjepa.files import atomic_path, read_json, sha256, write_json
 from mmjepa.refusal import Refusal
 
-VERSION = 1
+VERSION = 2
 _ARRAYS: dict[str, type] = {
     "subjects": np.int64,
     "offsets": np.int64,
@@ -27,6 +27,7 @@ _ARRAYS: dict[str, type] = {
     "static_offsets": np.int64,
     "static_codes": np.int32,
     "static_values": np.float32,
+    "hadm_id": np.int64,
     "image_rows": np.int64,
     "split_of": np.int32,
 }
@@ -37,10 +38,12 @@ class EventStore:
     """Events of ``n`` subjects. Times are int64 microseconds since 1970, local clock.
 
     subjects: int64 [n], ascending.
-    offsets: int64 [n + 1]; the timed rows of subject row i are ``offsets[i]:offsets[i + 1]``, sorted by time, file
-        order inside one time.
-    times_us, available_us: int64 [rows]; available_us is when the row could be known, times_us where the source is silent.
+    offsets: int64 [n + 1]; the timed rows of subject row i are ``offsets[i]:offsets[i + 1]``, in the order in which they
+        became available (then by time, then as in the file): what is known at any t is a prefix, see ``as_of``.
+    times_us, available_us: int64 [rows]; available_us is when the row could be known, times_us where the source is
+        silent. Only available_us ascends within a subject.
     codes: int32 [rows] into ``vocabulary``. values: float32 [rows], NaN = none.
+    hadm_id: int64 [rows], the hospital admission, -1 = none (all, where the source has no such column).
     static_offsets [n + 1], static_codes, static_values: the rows without a time, always visible.
     vocabulary: every code that the root lists, sorted. descriptions: code -> text where known.
     image_ids: row -> image_id, for the rows that have one; image_rows: those rows, ascending.
@@ -58,6 +61,7 @@ class EventStore:
     static_offsets: np.ndarray
     static_codes: np.ndarray
     static_values: np.ndarray
+    hadm_id: np.ndarray
     image_rows: np.ndarray
     image_ids: dict[int, str]
     vocabulary: list[str]
@@ -106,6 +110,8 @@ class EventStore:
     @classmethod
     def _of(cls, arrays: dict[str, np.ndarray], meta: dict[str, Any], folder: Path | None) -> "EventStore":
         split_of = arrays["split_of"]
+        if not len(arrays["hadm_id"]):
+            arrays["hadm_id"] = np.broadcast_to(np.int64(-1), arrays["codes"].shape)
         return cls(
             **{name: array for name, array in arrays.items() if name != "split_of"},
             image_ids=dict(zip(arrays["image_rows"].tolist(), meta["images"], strict=True)),
@@ -141,10 +147,10 @@ class EventStore:
         return int(self.rows(np.asarray([subject_id]))[0])
 
     def as_of(self, subjects: np.ndarray, times_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Half-open ranges of timed rows with time <= t: the inclusive cutoff that MEDS gives a prediction time.
+        """Half-open ranges of the timed rows known at t, t included as MEDS wants it of a prediction time.
 
-        subjects, times_us: int64 [B]. Returns (start, stop), int64 [B]. Rows inside may still be unavailable at t where
-        the source has an available_time: mask them with ``visible``. O(log rows) for the whole batch at once.
+        subjects, times_us: int64 [B]. Returns (start, stop), int64 [B]: exactly the rows with available_us <= t, in the
+        order in which they became available. O(log rows) for the whole batch at once.
         """
         rows, times_us = self.rows(subjects), np.asarray(times_us, np.int64)
         start = np.asarray(self.offsets)[rows]
@@ -152,14 +158,10 @@ class EventStore:
         while (open_ := low < high).any():
             middle = np.where(open_, (low + high) // 2, start)
             past = np.zeros(len(rows), bool)
-            past[open_] = self.times_us[middle[open_]] <= times_us[open_]
+            past[open_] = self.available_us[middle[open_]] <= times_us[open_]
             low = np.where(open_ & past, middle + 1, low)
             high = np.where(open_ & ~past, middle, high)
         return start, low
-
-    def visible(self, start: int, stop: int, t_us: int) -> np.ndarray:
-        """bool [stop - start]: which rows of the range are available at t (inclusive)."""
-        return np.asarray(self.available_us[start:stop]) <= t_us
 
     def match(self, prefixes: Iterable[str]) -> np.ndarray:
         """bool [vocabulary]: codes that equal a prefix or continue it behind ``//``."""
@@ -211,12 +213,14 @@ def _fill(root: MedsRoot, make: Callable[[str, int], np.ndarray]) -> tuple[dict[
     make(name, rows) gives the array to fill. Returns the arrays and the part of the JSON that describes them.
     """
     counts = [_count(shard) for shard in read_shards(root)]
-    subjects, timed, static, images = (np.concatenate(column) for column in zip(*counts, strict=True))
+    subjects, timed, static, images, admissions = (np.concatenate(column) for column in zip(*counts, strict=True))
     order = np.argsort(subjects)
     offsets = [np.concatenate([[0], np.cumsum(rows[order])]) for rows in (timed, static)]
     ends = (offsets[0][-1], offsets[1][-1])
     sizes = {"subjects": len(order), "offsets": len(order) + 1, "static_offsets": len(order) + 1}
     sizes |= {"static_codes": ends[1], "static_values": ends[1], "image_rows": images.sum(), "split_of": len(order)}
+    if not admissions.any():
+        sizes["hadm_id"] = 0
     arrays = {name: make(name, int(sizes.get(name, ends[0]))) for name in _ARRAYS}
     arrays["subjects"][:], arrays["offsets"][:], arrays["static_offsets"][:] = subjects[order], *offsets
     image_ids: dict[int, str] = {}
@@ -236,29 +240,42 @@ def _fill(root: MedsRoot, make: Callable[[str, int], np.ndarray]) -> tuple[dict[
     return arrays, meta | {"fingerprint": _fingerprint(arrays, meta)}
 
 
-def _count(shard: Shard) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Subjects of a shard, their timed and static rows, and (one number) its timed rows with an image."""
+def _count(shard: Shard) -> tuple[np.ndarray, ...]:
+    """Subjects of a shard, their timed and static rows, and (one number each) its timed rows with an image and whether
+    it has a column of admissions."""
     static = np.add.reduceat(shard.static.astype(np.int64), shard.run_starts) if len(shard.codes) else shard.run_lengths
     images = sum(not shard.static[row] for row in shard.images)
-    return shard.run_subjects, shard.run_lengths - static, static, np.array([images])
+    more = np.array([images]), np.array([shard.hadm_id is not None])
+    return shard.run_subjects, shard.run_lengths - static, static, *more
 
 
 def _put(arrays: dict[str, np.ndarray], shard: Shard) -> dict[int, str]:
     """Write a shard's rows to their places; returns store row -> image_id."""
     subject_rows = np.searchsorted(arrays["subjects"], np.repeat(shard.run_subjects, shard.run_lengths))
+    sources = {"offsets": _by_availability(shard), "static_offsets": np.flatnonzero(shard.static)}
     targets = {}
-    for kind, mask in (("offsets", ~shard.static), ("static_offsets", shard.static)):
-        rows = subject_rows[mask]
+    for kind, source in sources.items():
+        rows = subject_rows[source]
         first = np.flatnonzero(np.diff(rows, prepend=-1))
         rank = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
         targets[kind] = arrays[kind][rows] + rank
-    timed, static = ~shard.static, shard.static
+    timed, static = sources["offsets"], sources["static_offsets"]
     for name in ("times_us", "available_us", "codes", "values"):
         arrays[name][targets["offsets"]] = getattr(shard, name)[timed]
+    if len(arrays["hadm_id"]):
+        arrays["hadm_id"][targets["offsets"]] = -1 if shard.hadm_id is None else shard.hadm_id[timed]
     for name in ("codes", "values"):
         arrays[f"static_{name}"][targets["static_offsets"]] = getattr(shard, name)[static]
-    place = np.cumsum(timed) - 1
-    return {int(targets["offsets"][place[row]]): image for row, image in shard.images.items() if timed[row]}
+    place = np.full(len(shard.codes), -1)
+    place[timed] = targets["offsets"]
+    return {int(place[row]): image for row, image in shard.images.items() if place[row] >= 0}
+
+
+def _by_availability(shard: Shard) -> np.ndarray:
+    """The timed rows of a shard, each subject's in the order in which they became available; ties stay as they lie."""
+    timed = np.flatnonzero(~shard.static)
+    run = np.repeat(np.arange(len(shard.run_lengths)), shard.run_lengths)[timed]
+    return timed[np.lexsort((shard.available_us[timed], run))]
 
 
 def _fingerprint(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:

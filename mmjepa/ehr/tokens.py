@@ -88,11 +88,11 @@ class JointTokens:
     def encode(
         self, store: EventStore, subject_id: int, start: int, stop: int, t_us: int, max_events: int
     ) -> dict[str, np.ndarray]:
-        """Tokens of a subject's events in the row range start:stop (from ``store.as_of``) that are available at t.
+        """Tokens of a subject's events in the row range start:stop (from ``store.as_of``).
 
-        Static rows come first; of the timed ones the most recent are kept, so that L <= max_events in all. Returns
+        Static rows come first; of the timed ones those known last are kept, so that L <= max_events in all. Returns
         codes int64 [L]; values float32 [L], winsorised z-scores, 0 without a value; has_value bool [L]; days float32
-        [L], the time of the event minus t: 0 or negative, 0 for static rows.
+        [L], the time of the event minus t, 0 for static rows.
         The cost does not grow with the length of the record.
         """
         row = store.row(subject_id)
@@ -102,7 +102,7 @@ class JointTokens:
         static = slice(int(store.static_offsets[row]), int(store.static_offsets[row + 1]))
         static_tokens = table[store.static_codes[static]]
         shown = np.flatnonzero(static_tokens >= 0)[:max_events]
-        rows = _latest(store, table, start, stop, t_us, max_events - len(shown))
+        rows = _latest(store, table, start, stop, max_events - len(shown))
         tokens = np.concatenate([static_tokens[shown], table[store.codes[rows]]])
         values, has_value = self._scale(tokens, np.append(store.static_values[static][shown], store.values[rows]))
         days = np.zeros(len(tokens), np.float32)
@@ -165,14 +165,14 @@ class JointTokens:
         return np.where(has_value, scaled, 0).astype(np.float32), has_value
 
 
-def _latest(store: EventStore, table: np.ndarray, start: int, stop: int, t_us: int, most: int) -> np.ndarray:
-    """The last ``most`` rows of the range that give a token and are available at t, ascending; looks back only as far as needed."""
+def _latest(store: EventStore, table: np.ndarray, start: int, stop: int, most: int) -> np.ndarray:
+    """The last ``most`` rows of the range that give a token, ascending; looks back only as far as needed."""
     if most <= 0:
         return np.empty(0, np.int64)
     reach = 2 * most
     while True:
         low = max(start, stop - reach)
-        shown = store.visible(low, stop, t_us) & (table[store.codes[low:stop]] >= 0)
+        shown = table[store.codes[low:stop]] >= 0
         images = store.image_rows[slice(*np.searchsorted(store.image_rows, [low, stop]))]
         shown[images - low] = False
         if low == start or shown.sum() >= most:

@@ -18,6 +18,7 @@ ARRAYS = (
     "offsets",
     "times_us",
     "available_us",
+    "hadm_id",
     "codes",
     "values",
     "static_offsets",
@@ -27,7 +28,7 @@ ARRAYS = (
 
 
 def write_root(root, frame, shards=1, splits=None):
-    """Write a frame with subject_id, time (hours, NaN = static), code, value and perhaps available, image, as a MEDS root."""
+    """Write a frame with subject_id, time (hours, NaN = static), code, value and perhaps available, hadm, image, as a MEDS root."""
     (root / "metadata").mkdir(parents=True)
     (root / "data").mkdir()
     hours = lambda column: pd.to_datetime(frame[column] * 3600, unit="s").astype("datetime64[us]")  # noqa: E731
@@ -35,6 +36,8 @@ def write_root(root, frame, shards=1, splits=None):
     events["numeric_value"] = frame["value"].astype(np.float32)
     if "available" in frame:
         events["available_time"] = hours("available")
+    if "hadm" in frame:
+        events["hadm_id"] = frame["hadm"].astype("Int64")
     if "image" in frame:
         events["image_id"] = frame["image"]
     for i, subjects in enumerate(np.array_split(events["subject_id"].unique(), shards)):
@@ -51,7 +54,7 @@ def world(subjects, code_of, seed=0):
     rows = []
     for subject in subjects:
         times = np.sort(rng.integers(0, 5, rng.integers(0, 10)))
-        late = np.where(rng.random(len(times)) < 0.5, times + rng.integers(0, 4, len(times)), np.nan)
+        late = np.where(rng.random(len(times)) < 0.5, times + rng.integers(-1, 4, len(times)), np.nan)
         rows += [(subject, np.nan, np.nan, code_of(subject, "static"), np.nan)]
         rows += [
             (subject, t, a, code_of(subject, rng.integers(3)), rng.choice([np.nan, t]))
@@ -70,13 +73,44 @@ def test_as_of_equals_brute_force_for_any_sharding_and_subject_order(seed, shard
         t_us = int(t * 3_600_000_000)
         start, stop = store.as_of(np.array(subjects), np.full(len(subjects), t_us))
         for subject, a, b in zip(subjects, start, stop, strict=True):
-            own = frame[frame["subject_id"] == subject]
-            timed = own[own["time"] <= t]
-            assert [store.vocabulary[code] for code in store.codes[a:b]] == timed["code"].tolist()
-            np.testing.assert_array_equal(store.values[a:b], timed["value"].astype(np.float32))
-            np.testing.assert_array_equal(store.times_us[a:b], timed["time"] * 3_600_000_000)
-            known = timed["available"].fillna(timed["time"]) <= t
-            np.testing.assert_array_equal(store.visible(a, b, t_us), known)
+            own = frame[(frame["subject_id"] == subject) & frame["time"].notna()]
+            own = own.assign(available=own["available"].fillna(own["time"]))
+            known = own[own["available"] <= t].sort_values("available", kind="stable")
+            assert [store.vocabulary[code] for code in store.codes[a:b]] == known["code"].tolist()
+            np.testing.assert_array_equal(store.values[a:b], known["value"].astype(np.float32))
+            np.testing.assert_array_equal(store.times_us[a:b], known["time"] * 3_600_000_000)
+            np.testing.assert_array_equal(store.available_us[a:b], known["available"] * 3_600_000_000)
+
+
+def test_rows_keep_their_admission_and_image_when_availability_reorders_them(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "subject_id": [7, 7, 7, 7, 8],
+            "time": [np.nan, 1.0, 2.0, 3.0, 1.0],
+            "available": [np.nan, 9.0, np.nan, 3.0, np.nan],
+            "code": ["SEX", "LATE", "SOON", "CT//CHEST", "SOON"],
+            "value": [np.nan, 1.0, 2.0, 3.0, 4.0],
+            "hadm": [None, 11, None, 13, 14],
+            "image": [None, None, None, "one", None],
+        }
+    )
+    for store in (
+        EventStore.in_memory(write_root(tmp_path / "a", frame)),
+        EventStore.build(write_root(tmp_path / "b", frame, shards=2), tmp_path / "store"),
+    ):
+        assert [store.vocabulary[code] for code in store.codes] == ["SOON", "CT//CHEST", "LATE", "SOON"]
+        assert store.hadm_id.tolist() == [-1, 13, 11, 14]
+        assert store.image_ids == {1: "one"}
+        assert store.values.tolist() == [2, 3, 1, 4]
+        assert store.static_codes.tolist() == [store.vocabulary.index("SEX")]
+
+
+def test_without_admissions_every_row_has_none_and_no_file_holds_them(tmp_path):
+    root = write_root(tmp_path / "ehr", world([1, 2], lambda _, kind: f"C//{kind}"))
+    store = EventStore.build(root, tmp_path / "store")
+    assert store.hadm_id.shape == store.codes.shape
+    assert (np.asarray(store.hadm_id) == -1).all()
+    assert store.hadm_id.strides == (0,)
 
 
 def test_every_row_carries_its_own_subject_and_no_other(tmp_path):

@@ -21,7 +21,7 @@ CONFIG = TokensConfig(min_count=2)
 def store_of(events, statics=(), images=(), fingerprint="x"):
     """events: (subject, hour, code, value or nan, hour when available); statics: (subject, code, value). In memory, no files."""
     ids = np.unique([row[0] for row in [*events, *statics]]).astype(np.int64)
-    timed = sorted(events, key=lambda row: (row[0], row[1]))
+    timed = sorted(events, key=lambda row: (row[0], row[4], row[1]))
     static = sorted(statics, key=lambda row: row[0])
     vocabulary = sorted({*CODES, *(row[2] for row in timed), *(row[1] for row in static)})
 
@@ -41,6 +41,7 @@ def store_of(events, statics=(), images=(), fingerprint="x"):
         static_offsets=offsets(static),
         static_codes=np.array([vocabulary.index(row[1]) for row in static], np.int32),
         static_values=column(static, 2, np.float32),
+        hadm_id=np.full(len(timed), -1),
         image_rows=np.array(sorted(images), np.int64),
         image_ids={row: f"image{row}" for row in images},
         vocabulary=vocabulary,
@@ -72,12 +73,11 @@ def test_encode_equals_brute_force(events, hour, most):
     store = store_of(events, statics, images=[0])
     tokens = JointTokens.fit(store, [1, 2, 3], TokensConfig(min_count=2, winsor=(0.1, 0.9)))
     frame = pd.DataFrame(
-        sorted(events, key=lambda row: row[:2]), columns=["subject", "time", "code", "value", "available"]
+        sorted(events, key=lambda row: (row[0], row[4], row[1])),
+        columns=["subject", "time", "code", "value", "available"],
     )
     for subject in (1, 2, 3):
-        own = frame[
-            (frame["subject"] == subject) & (frame["time"] <= hour) & (frame["available"] <= hour) & (frame.index != 0)
-        ]
+        own = frame[(frame["subject"] == subject) & (frame["available"] <= hour) & (frame.index != 0)]
         own = own[~own["code"].isin(["CT//CHEST", "MEDS_DEATH"])]
         static = [("A", 2.0)][:most]
         own = own.tail(most - len(static)) if most > len(static) else own.head(0)
@@ -132,7 +132,7 @@ def test_every_subject_gets_its_own_code_and_no_other():
 
 
 def test_old_rows_are_found_behind_many_that_give_no_token():
-    """Newest first: 20 rows not yet available and 20 excluded ones, then the three that count."""
+    """Newest first: 20 excluded rows, then the three that count; 20 more are not yet available."""
     events = [(1, h, "A", float(h), h) for h in range(3)]
     events += [(1, 3, "MEDS_DEATH", np.nan, 3)] * 20 + [(1, 4, "B", 1.0, 99)] * 20
     store = store_of(events)
