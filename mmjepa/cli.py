@@ -85,7 +85,10 @@ def _data_verbs(verbs: Any) -> None:
         "--tilt", choices=("refuse", "resample"), default="refuse", help="series of a tilted gantry (default refuse)"
     )
     ingest.add_argument(
-        "--nifti-hu", choices=("auto", "as-is"), default="auto", help="as-is: NIfTI voxels are HU, whatever their range"
+        "--nifti-hu",
+        choices=("auto", "as-is", "csv"),
+        default="auto",
+        help="NIfTI voxels are HU: where they look so (auto), always (as-is), by slope and intercept in images.csv (csv)",
     )
     ingest.add_argument(
         "--form", choices=("npy", "blosc2"), default="npy", help="how voxels are stored: npy is faster, blosc2 smaller"

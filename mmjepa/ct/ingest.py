@@ -123,7 +123,8 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[C
     single = series.without_copies(slices)
     kept = {part.path for part in single}
     skipped |= {part.path: (part.number, "CT_DUPLICATE_FILE") for part in slices if part.path not in kept}
-    found = series.candidates(single, crosswalk, settings) + nifti.candidates(niftis, source, table, crosswalk)
+    found = series.candidates(single, crosswalk, settings)
+    found += nifti.candidates(niftis, source, table, crosswalk, settings)
     found += [Candidate(crosswalk.image_id(f"file:{name}"), "dicom", refusal=why) for name, why in unreadable]
     skips = [
         Skip(number, crosswalk.image_id(f"file:{relative(path, source)}"), code)

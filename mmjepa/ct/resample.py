@@ -79,6 +79,26 @@ def deshear_hu(stack: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, tuple
     return straight, (int(low[0]), int(low[1]))
 
 
+def straighten_hu(hu: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int16 HU [X, Y, Z] whose third axis leans (the slices of a tilted gantry), and its affine, on an upright grid.
+
+    Each XY slice is moved within its plane and stays where it is in space (see ``deshear_hu``).
+    Raises Refusal CT_GANTRY_TILT where slices shift by more than their own width, which no gantry does.
+    """
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    normal /= np.linalg.norm(normal)
+    upright = normal * (normal @ affine[:3, 2])
+    shift = np.linalg.lstsq(affine[:3, :2], affine[:3, 2] - upright, rcond=None)[0]
+    slices = np.arange(hu.shape[2])
+    if (np.abs(shift) * slices[-1] > hu.shape[:2]).any():
+        raise Refusal("CT_GANTRY_TILT", "slices shift sideways by more than their own width: not a tilted gantry")
+    straight, low = deshear_hu(hu.transpose(2, 0, 1), slices[:, None] * shift)
+    grown = affine.copy()
+    grown[:3, 2] = upright
+    grown[:3, 3] += affine[:3, :2] @ low
+    return straight.transpose(1, 2, 0), grown
+
+
 def triangle_weights(places: np.ndarray, n: int, step: float) -> np.ndarray:
     """float64 [places, n]: weights of the n voxels for each place (voxel index). Rows sum to 1, or to 0 beyond the volume.
 

@@ -26,8 +26,9 @@ class Settings:
     min_slices: fewest slices of a volume.
     chest_p5_hu: where the files say that the chest is seen, the 5th percentile must lie below this; None turns it off.
     rescale: (slope, intercept) for DICOM slices without rescale tags; None refuses them.
-    nifti_hu: ``auto`` accepts NIfTI voxels as HU when the lowest is below -200; ``as-is`` takes them as HU unseen.
-    tilt: ``refuse`` or ``resample`` a DICOM series whose slices shift sideways (a tilted gantry).
+    nifti_hu: ``auto`` takes NIfTI voxels as HU where they look like HU, ``as-is`` whatever they look like; ``csv`` makes HU of them by
+    slope and intercept in images.csv, where the result looks like HU.
+    tilt: ``refuse`` or ``resample`` a volume whose slices shift sideways (a tilted gantry).
     max_voxels: most voxels of a volume; None sets no limit but the memory.
     form: how voxels are stored: ``npy`` (memory-mapped, the fastest) or ``blosc2`` (compressed, about a third of the size).
     """
@@ -41,8 +42,8 @@ class Settings:
     form: str = "npy"
 
     def __post_init__(self) -> None:
-        if self.nifti_hu not in ("auto", "as-is"):
-            raise Refusal("CT_SETTINGS", f"nifti_hu is {self.nifti_hu!r}", "Want auto or as-is")
+        if self.nifti_hu not in ("auto", "as-is", "csv"):
+            raise Refusal("CT_SETTINGS", f"nifti_hu is {self.nifti_hu!r}", "Want auto, as-is or csv")
         if self.form not in ("npy", "blosc2"):
             raise Refusal("CT_SETTINGS", f"form is {self.form!r}", "Want npy or blosc2")
         if self.tilt not in ("refuse", "resample"):
@@ -65,7 +66,7 @@ class Candidate:
 
     image_id: str
     kind: str  # dicom, nifti
-    parts: tuple[Any, ...] = ()  # dicom: Slice, sorted along the stack when not refused; nifti: one Path
+    parts: tuple[Any, ...] = ()  # dicom: Slice, sorted along the stack when not refused; nifti: one File
     subject_id: int = -1
     time: datetime | None = None
     kernel: str = ""
@@ -101,10 +102,10 @@ def canonical(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     return moved, affine @ nib.orientations.inv_ornt_aff(orientation, array.shape)
 
 
-def shear_degrees(affine: np.ndarray) -> float:
-    """The largest departure of two axes from a right angle, 0 where it is within 5 % of a step (rounding in headers)."""
-    unit = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    worst = float(np.abs(unit.T @ unit - np.eye(3)).max())
+def shear_degrees(affine: np.ndarray, axes: int = 3) -> float:
+    """The largest departure of two of the first ``axes`` axes from a right angle, 0 where it is within 5 % of a step (rounding)."""
+    unit = affine[:3, :axes] / np.sqrt((affine[:3, :axes] ** 2).sum(axis=0))
+    worst = float(np.abs(unit.T @ unit - np.eye(axes)).max())
     return float(np.degrees(np.arcsin(min(worst, 1.0)))) if worst > _MAX_SHEAR else 0.0
 
 
