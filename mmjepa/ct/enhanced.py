@@ -9,32 +9,33 @@ from dataclasses import replace
 
 import pydicom
 
-from mmjepa.ct.dicom import Slice, floats_of, kernel_of, many_of, moment_of, quiet, rescale_of, text_of
+from mmjepa.ct.dicom import Left, Slice, header_file, kernel_of, quiet, rescale_of
+from mmjepa.ct.values import floats_of, many_of, moment_of, text_of
 from mmjepa.refusal import Refusal
 
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 
 
-def frames(part: Slice) -> list[Slice] | str:
-    """One Slice for each frame of the file that ``part`` describes, or the code under which the file is skipped.
+def frames(part: Slice) -> list[Slice] | Left:
+    """One Slice for each frame of the file that ``part`` describes, or why the file is skipped.
 
     A file without one functional group for each frame comes back as it is, without a frame number.
     Raises Refusal CT_UNREADABLE.
     """
     try:
-        with quiet():
+        with quiet(), header_file(part.path) as handle:
             tags = [_SHARED, _PER_FRAME, "NumberOfFrames"]
-            data = pydicom.dcmread(part.path, stop_before_pixels=True, specific_tags=list(tags), force=True)
+            data = pydicom.dcmread(handle, stop_before_pixels=True, specific_tags=list(tags), force=True)
             groups, shared = many_of(data, _PER_FRAME), many_of(data, _SHARED)
             if not groups or floats_of(data, "NumberOfFrames", 1) != (len(groups),):
                 return [part]
             found = [_frame(part, k, [group, *shared]) for k, group in enumerate(groups)]
-    except MemoryError:
+    except (Refusal, MemoryError):
         raise
     except Exception:  # pydicom raises whatever the broken bytes lead to, and quotes them
         raise Refusal("CT_UNREADABLE", f"functional groups of file {part.number} cannot be parsed") from None
     if all(_is_localizer(frame) for frame in found):
-        return "CT_LOCALIZER"
+        return Left("CT_LOCALIZER", part.series_uid)
     return [replace(frame, stack=f"{frame.stack} localizer") if _is_localizer(frame) else frame for frame in found]
 
 

@@ -16,15 +16,13 @@ from joblib import Parallel, delayed
 
 from mmjepa import __version__, progress
 from mmjepa.ct import dicom, enhanced, nifti, series
-from mmjepa.ct.dicom import ENHANCED, Slice
+from mmjepa.ct.dicom import ENHANCED, HEAD_BYTES, Left, Slice
 from mmjepa.ct.manifest import Skip, manifest_of, write_index, write_manifest
 from mmjepa.ct.store import transform_hash, voxel_file, write_voxels
 from mmjepa.ct.volume import Candidate, Settings, Volume, relative, spacing_mm
 from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
-
-_HEAD_BYTES = 4096
 
 
 def ingest_images(
@@ -90,7 +88,7 @@ def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
 def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[Candidate], Crosswalk, list[Skip], int]:
     """Find what could be a volume, by headers alone: candidates in the order of image_id, the crosswalk with every patient
     numbered (where it numbers), the files that were skipped, and how many files there are."""
-    skipped: dict[Path, tuple[int, str]] = {}
+    skipped: dict[Path, tuple[int, Left]] = {}
     slices: list[Slice] = []
     niftis: list[Path] = []
     tables: list[Path] = []
@@ -99,8 +97,8 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[C
     with dicom.quiet():  # once: it costs as much as a header
         for number, path in enumerate(progress.track(paths, "reading headers"), start=1):
             try:
-                kind = _kind(path, number)
-                parts = _headers(path, number) if kind == "dicom" else "CT_NOT_DICOM"
+                kind, head = _kind(path, number)
+                parts = _headers(path, number, head) if kind == "dicom" else Left("CT_NOT_DICOM")
             except Refusal as refusal:
                 unreadable.append((relative(path, source), refusal))
                 continue
@@ -108,7 +106,7 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[C
                 tables.append(path)
             elif kind == "nifti":
                 niftis.append(path)
-            elif isinstance(parts, str):
+            elif isinstance(parts, Left):
                 skipped[path] = number, parts
             else:
                 slices += parts
@@ -122,21 +120,21 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[C
     )
     single = series.without_copies(slices)
     kept = {part.path for part in single}
-    skipped |= {part.path: (part.number, "CT_DUPLICATE_FILE") for part in slices if part.path not in kept}
+    skipped |= {part.path: (part.number, Left("CT_DUPLICATE_FILE")) for part in slices if part.path not in kept}
     found = series.candidates(single, crosswalk, settings)
     found += nifti.candidates(niftis, source, table, crosswalk, settings)
     found += [Candidate(crosswalk.image_id(f"file:{name}"), "dicom", refusal=why) for name, why in unreadable]
     skips = [
-        Skip(number, crosswalk.image_id(f"file:{relative(path, source)}"), code)
-        for path, (number, code) in skipped.items()
+        Skip(number, crosswalk.image_id(f"file:{relative(path, source)}"), left.code)
+        for path, (number, left) in skipped.items()
     ]
     return _in_order(found), crosswalk, sorted(skips), len(paths)
 
 
-def _headers(path: Path, number: int) -> list[Slice] | str:
-    """The slices of one file, or the code under which it is skipped."""
-    header = dicom.read_header(path, number)
-    if isinstance(header, str):
+def _headers(path: Path, number: int, head: bytes) -> list[Slice] | Left:
+    """The slices of one file, or why it is skipped."""
+    header = dicom.read_header(path, number, head)
+    if isinstance(header, Left):
         return header
     return enhanced.frames(header) if header.sop_class in ENHANCED else [header]
 
@@ -163,19 +161,20 @@ def _walk(source: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _kind(path: Path, number: int) -> str:
+def _kind(path: Path, number: int) -> tuple[str, bytes]:
+    """What a file is, and its first bytes."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
-            return "other"
+            return "other", b""
         if path.name == nifti.TABLE:
-            return "table"
-        with open(path, "rb") as handle:
-            head = handle.read(_HEAD_BYTES)
+            return "table", b""
+        with open(path, "rb", buffering=0) as handle:
+            head = handle.read(HEAD_BYTES)
     except OSError as error:
         raise Refusal("CT_UNREADABLE", f"file {number} cannot be read ({error.strerror})") from None
     if nifti.looks_like_nifti(path, head):
-        return "nifti"
-    return "dicom" if dicom.looks_like_dicom(head) else "other"
+        return "nifti", head
+    return ("dicom" if dicom.looks_like_dicom(head) else "other"), head
 
 
 def _in_order(found: Iterable[Candidate]) -> list[Candidate]:

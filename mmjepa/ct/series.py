@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
-from mmjepa.ct.dicom import ENHANCED, Opened, Slice, check_decoder, quiet
+from mmjepa.ct.dicom import ENHANCED, Slice
 from mmjepa.ct.geometry import SAME_PLACE_MM, affine_ras, check_geometry, heights_mm, straighten
+from mmjepa.ct.pixels import Opened, check_decoder
 from mmjepa.ct.volume import SPACING_MM, Candidate, Settings, Volume, canonical, check_hu
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
@@ -45,8 +45,7 @@ def without_copies(slices: Sequence[Slice]) -> list[Slice]:
 def _pixel_hash(part: Slice) -> str:
     """Hash of the stored voxels; a file that cannot be read equals nothing but itself."""
     try:
-        with quiet():
-            return hashlib.sha256(pydicom.dcmread(part.path, force=True).PixelData).hexdigest()
+        return Opened(part, part.number).voxel_hash(part)
     except MemoryError:
         raise
     except Exception:  # the reader of voxels will refuse it with its code
@@ -215,7 +214,7 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
     for k, part in enumerate(found.parts):
         if opened is None or opened.path != part.path:  # frames of one file follow each other: it is read once
             opened = Opened(part, k + 1)
-            hashes[part.path] = opened.sha256()
+            hashes[part.path] = opened.sha256
         values = opened.hu(part, k + 1, settings.rescale)
         if not k:  # not before one slice is what its header claims
             stack = np.empty((len(found.parts), *values.shape), dtype=np.int16)

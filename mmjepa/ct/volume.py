@@ -127,6 +127,21 @@ def to_hu(values: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
     return np.rint(values, out=values).astype(np.int16)
 
 
+def shifted_hu(raw: np.ndarray, shift: float, padding: np.ndarray | None) -> np.ndarray | None:
+    """``to_hu`` of 16-bit stored values plus a whole number, bit for bit but without leaving 16 bits; None where it takes more."""
+    if raw.dtype not in (np.int16, np.uint16) or shift != int(shift):
+        return None
+    limits, shift = np.iinfo(raw.dtype), int(shift)
+    low, high = max(HU_FLOOR - shift, limits.min), min(HU_CEILING - shift, limits.max)
+    if low > high or int(raw.max()) + shift > _INT16_CEILING:  # the latter may be padding, or refused
+        return None
+    hu = np.clip(raw, low, high).view(np.uint16)
+    hu += np.uint16(shift % (1 << 16))  # wraps round to what fits 16 bits again
+    if padding is not None:
+        hu[padding] = np.int16(HU_FLOOR).view(np.uint16)
+    return hu.view(np.int16)
+
+
 def check_hu(hu: np.ndarray, p5_below: float | None) -> tuple[int, int]:
     """Lowest and highest HU. Refuses a constant volume (CT_CONSTANT) and, given a threshold, one without enough air
     (CT_HU_IMPLAUSIBLE)."""

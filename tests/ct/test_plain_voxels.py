@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
-from mmjepa.ct.dicom import CT_IMAGE, Opened, read_header
+from mmjepa.ct.dicom import CT_IMAGE, read_header
+from mmjepa.ct.pixels import Opened
 from mmjepa.refusal import Refusal
 
 SHAPE = (5, 7)
