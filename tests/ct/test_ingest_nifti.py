@@ -187,3 +187,123 @@ def test_a_table_that_names_no_path_is_refused(tmp_path):
     write(tmp_path, nifti(), rows=["a\0b.nii,P0,"])
     with pytest.raises(Refusal, match="IMAGES_CSV_VALUE"):
         ingest(tmp_path)
+
+
+def chest():
+    """HU of air, lung, fat, muscle and bone, with noise, in shares as of a chest."""
+    rng = np.random.default_rng(1)
+    tissue = rng.choice([-1000, -850, -100, 40, 700], (9, 8, 7), p=[0.3, 0.25, 0.15, 0.28, 0.02])
+    return np.clip(tissue + rng.normal(0, 15, tissue.shape), -1024, 3071).round().astype(np.int16)
+
+
+CSV_HEAD = "file,patient_id,time,slope,intercept\n"
+
+
+def rescaled(tmp_path, values, *rescale, **options):
+    """Ingest one file of ``values`` with a slope and intercept (as text) in its table."""
+    source = tmp_path / "source"
+    if not source.exists():
+        write(tmp_path, nifti(values), names=["scans/a.nii"])
+    (source / "images.csv").write_text(CSV_HEAD + f"scans/a.nii,P0,2021-02-03T04:05:06,{','.join(rescale)}\n")
+    return ingest(tmp_path, nifti_hu="csv", **options)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (1, -8192), (0.5, -1000.25)])
+def test_slope_and_intercept_of_the_table_make_hu_as_in_a_decode_by_nibabel(tmp_path, slope, intercept):
+    raw = ((chest() - intercept) / slope).round().astype(np.int16)
+    assert rescaled(tmp_path, raw, str(slope), str(intercept))["accepted"] == 1
+    theirs = nib.as_closest_canonical(nib.load(tmp_path / "source/scans/a.nii")).get_fdata() * slope + intercept
+    store = VolumeStore(tmp_path / "out")
+    np.testing.assert_array_equal(store.hu(store.index.image_id[0]), np.rint(theirs).clip(-1024, 3071))
+
+
+@pytest.mark.parametrize("rescale", ["", "1,", ",-1024", "nan,-1024", "1,inf", "1e999,0", "0,-1024", "-1,0", "one,two"])
+def test_a_slope_or_intercept_that_is_absent_or_no_finite_number_refuses_that_file(tmp_path, rescale):
+    source = write(tmp_path, nifti(chest()), nifti(chest()), names=["a.nii", "b.nii"])
+    (source / "images.csv").write_text(CSV_HEAD + f"a.nii,P0,,1,0\nb.nii,P1,,{rescale}\n")
+    manifest = ingest(tmp_path, nifti_hu="csv")
+    assert (manifest["accepted"], manifest["refused"]) == (1, {"NII_HU_UNKNOWN": 1})
+
+
+def test_a_table_without_slope_and_intercept_is_refused_when_they_are_asked_for(tmp_path):
+    write(tmp_path, nifti(chest()))
+    with pytest.raises(Refusal, match="IMAGES_CSV_COLUMNS"):
+        ingest(tmp_path, nifti_hu="csv")
+
+
+@pytest.mark.parametrize("intercept", ["-1024", "-8192", "1024"])
+def test_values_that_were_hu_before_the_rescale_are_refused(tmp_path, intercept):
+    assert rescaled(tmp_path, chest(), "1", intercept)["refused"] == {"CT_HU_IMPLAUSIBLE": 1}
+
+
+def test_a_file_with_a_scale_of_its_own_takes_no_second_one(tmp_path):
+    image = nifti(chest() + np.int16(1024))
+    image.header.set_slope_inter(1, -1024)
+    source = write(tmp_path, image, names=["scans/a.nii"])
+    assert nib.load(source / "scans/a.nii").get_fdata().min() < -900
+    assert rescaled(tmp_path, None, "1", "-1024")["refused"] == {"NII_HU_UNKNOWN": 1}
+
+
+def test_another_slope_or_intercept_makes_an_earlier_volume_stale(tmp_path):
+    raw = chest() + np.int16(1024)
+    assert rescaled(tmp_path, raw, "1", "-1024")["accepted"] == 1
+    assert rescaled(tmp_path, raw, "1", "-1024")["unchanged"] == 1
+    assert rescaled(tmp_path, raw, "1", "-1000")["refused"] == {"CACHE_STALE": 1}
+
+
+@pytest.mark.parametrize("padding", [-2000, -1500, -3024])
+def test_raw_values_are_not_taken_for_hu_because_their_padding_is_low(tmp_path, padding):
+    raw = chest() + np.int16(1024)
+    raw[:3] = padding
+    write(tmp_path, nifti(raw))
+    assert ingest(tmp_path)["refused"] == {"NII_HU_UNKNOWN": 1}
+
+
+def test_hu_with_padding_are_taken_and_the_padding_becomes_the_floor(tmp_path):
+    values = chest()
+    values[:3] = -3024
+    write(tmp_path, nifti(values))
+    assert ingest(tmp_path)["accepted"] == 1
+    store = VolumeStore(tmp_path / "out")
+    np.testing.assert_array_equal(store.hu(store.index.image_id[0])[::-1], values.clip(-1024))
+
+
+def lean(down_mm, across_mm=0.0):
+    """An affine whose slices shift by so much from one to the next."""
+    affine = AFFINE.copy()
+    affine[:2, 2] = across_mm, down_mm
+    return affine
+
+
+@pytest.mark.parametrize("shift_mm", [(0.83, 0.0), (-0.9, 0.4)])
+def test_a_tilted_volume_is_straightened_on_request_and_every_voxel_stays_in_its_place(tmp_path, shift_mm):
+    affine = lean(*shift_mm)
+    gradient = np.array([9.0, -14.0, 11.0])
+
+    def field(matrix, shape):
+        at = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+        return (at @ matrix[:3, :3].T + matrix[:3, 3]) @ gradient - 300
+
+    shape = (30, 28, 7)
+    write(tmp_path, nifti(field(affine, shape).astype(np.float32), affine))
+    assert ingest(tmp_path, nifti_hu="as-is")["refused"] == {"CT_GANTRY_TILT": 1}
+    manifest = ingest_images(
+        tmp_path / "source", tmp_path / "out2", crosswalk=Crosswalk.none(SALT), nifti_hu="as-is", tilt="resample"
+    )
+    assert (manifest["accepted"], manifest["volumes"][0]["flags"]) == (1, ["CT_GANTRY_TILT"])
+    store = VolumeStore(tmp_path / "out2")
+    image_id = store.index.image_id[0]
+    hu, upright = store.hu(image_id), store.affine(image_id)
+    np.testing.assert_allclose(upright[:3, :3], np.diag([0.7, 0.7, 2.5]), atol=1e-6)
+    covered = hu != -1024
+    inner = covered[2:] & covered[1:-1] & covered[:-2]
+    inner = inner[:, 2:] & inner[:, 1:-1] & inner[:, :-2]
+    assert inner.sum() > 0.75 * np.prod(shape)
+    np.testing.assert_allclose(hu[1:-1, 1:-1][inner], field(upright, hu.shape)[1:-1, 1:-1][inner], atol=1)
+
+
+def test_a_shear_that_is_no_tilt_is_refused_even_when_tilts_are_straightened(tmp_path):
+    within = AFFINE.copy()
+    within[0, 1] = 0.3
+    write(tmp_path, nifti(affine=within), nifti(affine=lean(5.0)))
+    assert ingest(tmp_path, tilt="resample")["refused"] == {"CT_GANTRY_TILT": 1, "CT_ORIENTATION_INVALID": 1}
