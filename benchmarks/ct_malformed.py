@@ -76,7 +76,17 @@ def decoded(source: Path) -> list[Decoded]:
             elif name.startswith(("a_", "b_")):
                 dicom.setdefault(name[0], []).append(Path(folder) / name)
     images = [_by_highdicom(paths[0]) or _by_simpleitk(paths) for _, paths in sorted(dicom.items())]
-    return [canonical(image) for image in images + [nib.Nifti1Image.from_filename(path) for path in niftis]]
+    return [canonical(image) for image in images + [_by_nibabel(path) for path in niftis]]
+
+
+def _by_nibabel(path: Path) -> nib.Nifti1Image:
+    """A NIfTI file; HU by slope and intercept of its table where that has them."""
+    image = nib.Nifti1Image.from_filename(path)
+    with open(path.parent / "images.csv", newline="", encoding="utf-8") as handle:
+        row = next(row for row in csv.DictReader(handle) if row["file"] == path.name)
+    if "slope" not in row:
+        return image
+    return nib.Nifti1Image(image.get_fdata() * float(row["slope"]) + float(row["intercept"]), image.affine)
 
 
 def _by_highdicom(path: Path) -> nib.Nifti1Image | None:

@@ -110,10 +110,10 @@ def enhanced(slices: Slices, stacks: int = 1, rescale: bool = True) -> Dataset:
     first = slices[0]
     whole = pydicom.dcmread(BytesIO(bytes_of(first)))
     whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = UID(ENHANCED_CT)
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SliceLocation"):
-        delattr(whole, name)
-    for name in ("RescaleSlope", "RescaleIntercept", "RescaleType"):
-        delattr(whole, name)
+    in_groups = ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SliceLocation"]
+    for name in (*in_groups, "RescaleSlope", "RescaleIntercept", "RescaleType"):
+        if name in whole:
+            delattr(whole, name)
     order = [*range(1, len(slices), 2), *range(0, len(slices), 2)]
     whole.NumberOfFrames, whole.PixelData = len(slices), b"".join(slices[k].PixelData for k in order)
     shared = [group("PixelMeasuresSequence", PixelSpacing=first.PixelSpacing, SliceThickness=first.SliceThickness)]

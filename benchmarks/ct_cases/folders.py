@@ -43,6 +43,7 @@ CASES["names_not_ascii"] = lambda folder, slices: save(folder / "Größe 胸部 
 CASES["folder_named_dcm"] = lambda folder, slices: save(folder / "1.dcm" / "2.nii", slices)
 CASES["folders_in_a_loop"] = lambda folder, slices: (save(folder, slices), (folder / "loop").symlink_to(folder))
 CASES["link_to_itself"] = lambda folder, slices: (save(folder, slices), (folder / "x").symlink_to(folder / "x"))
+CASES["link_to_nothing"] = lambda folder, slices: (save(folder, slices), (folder / "x").symlink_to(folder / "gone"))
 CASES["gzip_of_dicom"] = lambda folder, slices: (folder / "a.dcm.gz").write_bytes(gzip.compress(bytes_of(slices[0])))
 
 

@@ -91,6 +91,21 @@ def explicit_big_endian(folder: Path, slices: Slices) -> None:
         pydicom.dcmwrite(folder / f"a_{k}.dcm", plain, implicit_vr=False, little_endian=False, enforce_file_format=True)
 
 
+@case
+def voxels_of_the_other_byte_order(folder: Path, slices: Slices) -> None:
+    for part in slices:
+        part.PixelData = part.pixel_array.byteswap().tobytes()
+    save(folder, slices)
+
+
+@case
+def header_of_the_other_byte_order(folder: Path, slices: Slices) -> None:
+    explicit_big_endian(folder, slices)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"1.2.840.10008.1.2.2\0", b"1.2.840.10008.1.2.1\0"))
+
+
 def claiming(side: int, syntax: UID | None = None) -> Build:
     """A case whose few bytes claim ``side`` x ``side`` voxels a slice; with 65535 that is 69 GB a series."""
 
