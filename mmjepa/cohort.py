@@ -64,7 +64,8 @@ class Cohort:
 
     @cached_property
     def _events(self) -> "EventStore":
-        from mmjepa.ehr.store import EventStore, is_current
+        from mmjepa.ehr.build import is_current
+        from mmjepa.ehr.store import EventStore
 
         if is_current(self.store_folder, self.meds_root):
             return EventStore.open(self.store_folder)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,12 @@ from typing import Any
 import meds
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from flexible_schema import PyArrowSchema
 from flexible_schema.exceptions import SchemaValidationError, TableValidationError
 
 from mmjepa.files import atomic_path, fresh_folder
 from mmjepa.refusal import Refusal
-
-#: Columns beyond the MEDS core that this project reads where a source has them.
-EXTRA_COLUMNS = ("available_time", "hadm_id", "image_id")
 
 
 @dataclass(frozen=True)
@@ -46,27 +43,6 @@ class MedsRoot:
         """Every file that decides the content: shards and metadata, sorted."""
         metadata = sorted(path for path in (self.path / "metadata").iterdir() if path.is_file())
         return [*self.shards, *metadata]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One checked shard: rows as read, and where each subject's run lies.
-
-    codes: int32 [rows] into ``MedsRoot.codes``. times_us, available_us: int64 [rows], 0 where ``static`` (null time).
-    values: float32 [rows], NaN = none. hadm_id: int64 [rows], -1 = none; None without the column. run_subjects, run_starts, run_lengths: int64 [runs].
-    images: row of this shard -> image_id.
-    """
-
-    codes: np.ndarray
-    times_us: np.ndarray
-    available_us: np.ndarray
-    values: np.ndarray
-    hadm_id: np.ndarray | None
-    static: np.ndarray
-    images: dict[int, str]
-    run_subjects: np.ndarray
-    run_starts: np.ndarray
-    run_lengths: np.ndarray
 
 
 def open_root(path: Path | str) -> MedsRoot:
@@ -97,85 +73,9 @@ def read_table(path: Path, schema: type[PyArrowSchema], columns: list[str] | Non
     columns: read only these (those the file lacks are skipped); the types of all are checked.
     Raises Refusal: MEDS_UNREADABLE, MEDS_TIMEZONE, MEDS_SCHEMA.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            whole = file.schema_arrow
-            wanted = None if columns is None else [name for name in columns if name in whole.names]
-            zoned = [field.name for field in whole if pa.types.is_timestamp(field.type) and field.type.tz is not None]
-            if zoned:
-                raise Refusal(
-                    "MEDS_TIMEZONE",
-                    f"column {', '.join(zoned)} of {path} carries a time zone",
-                    "Write local clock times without a zone; a silent move to UTC would shift every hour",
-                )
-            schema.align(whole.empty_table())
-            table = file.read(columns=wanted)
-        return schema.align(table)
-    except (SchemaValidationError, TableValidationError, pa.ArrowTypeError) as error:
-        hint = (
-            f"MEDS 0.4 {schema.__name__} knows {', '.join(f'{field.name} ({field.type})' for field in schema.schema())}"
-        )
-        raise Refusal("MEDS_SCHEMA", f"{path} does not fit: {_line(error)}", hint) from None
-    except (pa.ArrowException, OSError) as error:
-        raise Refusal("MEDS_UNREADABLE", f"{path} cannot be read ({_line(error)})", "Copy or export it again") from None
-
-
-def read_shard(root: MedsRoot, path: Path) -> Shard:
-    """Read and check one shard.
-
-    Raises Refusal: MEDS_UNREADABLE, MEDS_TIMEZONE, MEDS_SCHEMA, MEDS_UNSORTED, MEDS_CODE_UNLISTED.
-    """
-    core = ["subject_id", "time", "code", "numeric_value"]
-    table = read_table(path, meds.DataSchema, [*core, *EXTRA_COLUMNS])
-    static = _numpy(table["time"].is_null())
-    times = _microseconds(table["time"], path)
-    starts, subjects = _runs(_numpy(table["subject_id"]), path)
-    lengths = np.diff(np.append(starts, table.num_rows))
-    _check_order(times, static, np.repeat(np.arange(len(starts)), lengths), path)
-    available = times
-    if "available_time" in table.column_names:
-        given = ~_numpy(table["available_time"].is_null())
-        if (given & static).any():
-            raise Refusal(
-                "MEDS_SCHEMA",
-                f"row {np.argmax(given & static)} of {path} has an available_time but no time",
-                "A static row is visible always: give it a time, or leave its available_time null",
-            )
-        available = np.where(given, _microseconds(table["available_time"], path), times)
-    values = np.full(table.num_rows, np.nan, np.float32)
-    if "numeric_value" in table.column_names:
-        values = _numpy(pc.fill_null(table["numeric_value"], float("nan"))).astype(np.float32, copy=False)
-    return Shard(
-        codes=_code_indices(root, table["code"], path),
-        times_us=times,
-        available_us=available,
-        values=values,
-        hadm_id=_admissions(table, path),
-        static=static,
-        images=_images(table),
-        run_subjects=subjects,
-        run_starts=starts,
-        run_lengths=lengths,
-    )
-
-
-def read_shards(root: MedsRoot) -> Iterator[Shard]:
-    """Read and check all shards in path order; MEDS_SUBJECT_SPLIT_FILES when a subject lies in two, MEDS_EMPTY when all are empty."""
-    seen = np.zeros(0, np.int64)
-    for path in root.shards:
-        shard = read_shard(root, path)
-        again = np.isin(shard.run_subjects, seen)
-        if again.any():
-            row = shard.run_starts[np.argmax(again)]
-            raise Refusal(
-                "MEDS_SUBJECT_SPLIT_FILES",
-                f"the subject at row {row} of {path} also has rows in an earlier shard",
-                "Keep all rows of a subject in one file",
-            )
-        seen = np.concatenate([seen, shard.run_subjects])
-        yield shard
-    if not len(seen):
-        raise Refusal("MEDS_EMPTY", f"the shards of {root.path} hold no row", "Export the events as MEDS 0.4 shards")
+    with refusals(path, schema), open_parquet(path, schema) as file:
+        known = file.schema_arrow.names
+        return schema.align(file.read(columns=None if columns is None else [name for name in columns if name in known]))
 
 
 def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | None = None) -> dict[str, Any]:
@@ -195,10 +95,13 @@ def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | 
     labels = source / "labels" if labels is None else Path(labels)
     for name in ("ehr", "labels"):
         fresh_folder(cohort / name, "cohort")
-    rows = static = subjects = 0
-    for shard in read_shards(root):
-        rows, static = rows + len(shard.codes), static + int(shard.static.sum())
-        subjects += len(shard.run_subjects)
+    from mmjepa.ehr.shards import check_indices, index_shard, read_pieces
+
+    indices = [index_shard(path) for path in root.shards]
+    check_indices(root, indices)
+    for index in indices:
+        for _ in read_pieces(root, index):
+            pass
     counts = {name: len(read_labels(labels, name)) for name in task_names(labels)}
     _place([path.relative_to(root.path) for path in root.files()], root.path, cohort / "ehr")
     if counts:
@@ -206,9 +109,9 @@ def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | 
         _place([path.relative_to(labels) for path in files], labels, cohort / "labels")
     splits = {name: len(ids) for name, ids in root.splits.items()}
     return {
-        "rows": rows,
-        "static_rows": static,
-        "subjects": subjects,
+        "rows": sum(int(index.ends[-1]) for index in indices),
+        "static_rows": sum(int(index.static.sum()) for index in indices),
+        "subjects": sum(len(index.subjects) for index in indices),
         "codes": len(root.codes),
         "splits": splits,
         "labels": counts,
@@ -239,7 +142,7 @@ def _read_splits(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     table = read_table(path, meds.SubjectSplitSchema)
-    ids, names = _numpy(table["subject_id"]), np.asarray(table["split"].to_pylist(), dtype=object)
+    ids, names = table["subject_id"].to_numpy(), np.asarray(table["split"].to_pylist(), dtype=object)
     if len(np.unique(ids)) != len(ids):
         raise Refusal("MEDS_SCHEMA", f"{path} lists a subject twice", "Give every subject one split")
     return {name: np.sort(ids[names == name]) for name in sorted(set(names))}
@@ -255,75 +158,38 @@ def _check_dataset(path: Path) -> None:
             raise ValueError(f"it holds a {type(dataset).__name__}, want an object")
         meds.DatasetMetadataSchema.validate(dataset)
     except (SchemaValidationError, TableValidationError, ValueError) as error:
-        raise Refusal("MEDS_SCHEMA", f"{path} does not fit DatasetMetadataSchema: {_line(error)}") from None
+        raise Refusal("MEDS_SCHEMA", f"{path} does not fit DatasetMetadataSchema: {line(error)}") from None
 
 
-def _runs(subjects: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    starts = np.flatnonzero(np.diff(subjects, prepend=subjects[:1] - 1)).astype(np.int64)
-    ids = subjects[starts]
-    first = np.unique(ids, return_index=True)[1]
-    if len(first) != len(ids):
-        row = starts[np.setdiff1d(np.arange(len(ids)), first)[0]]
-        raise Refusal(
-            "MEDS_UNSORTED",
-            f"row {row} of {path} returns to a subject whose rows ended before",
-            "Keep the rows of a subject together, sorted by time",
-        )
-    return starts, ids
-
-
-def _check_order(times: np.ndarray, static: np.ndarray, run: np.ndarray, path: Path) -> None:
-    timed = np.flatnonzero(~static)
-    earlier = (np.diff(times[timed]) < 0) & (np.diff(run[timed]) == 0)
-    if earlier.any():
-        raise Refusal(
-            "MEDS_UNSORTED",
-            f"row {timed[np.argmax(earlier) + 1]} of {path} is earlier than the row before it",
-            "Sort the rows of every subject by time",
-        )
-
-
-def _code_indices(root: MedsRoot, column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    positions = pc.call_function("index_in", [column], pc.SetLookupOptions(value_set=pa.array(root.codes, pa.string())))
-    unlisted = _numpy(positions.is_null())
-    if unlisted.any():
-        row = int(np.argmax(unlisted))
-        raise Refusal(
-            "MEDS_CODE_UNLISTED",
-            f"the code '{column[row].as_py()}' (row {row} of {path}) is not in metadata/codes.parquet",
-            "List every code of the data there",
-        )
-    return _numpy(positions).astype(np.int32, copy=False)
-
-
-def _admissions(table: pa.Table, path: Path) -> np.ndarray | None:
-    if "hadm_id" not in table.column_names:
-        return None
+@contextmanager
+def refusals(path: Path, schema: type[PyArrowSchema]) -> Iterator[None]:
+    """Turn what pyarrow and the schema raise over a file into refusals."""
     try:
-        return _numpy(pc.fill_null(table["hadm_id"].cast(pa.int64()), -1))
-    except pa.ArrowException as error:
-        raise Refusal("MEDS_SCHEMA", f"hadm_id of {path} is not a whole number ({_line(error)})") from None
+        yield
+    except (SchemaValidationError, TableValidationError, pa.ArrowTypeError) as error:
+        known = ", ".join(f"{field.name} ({field.type})" for field in schema.schema())
+        raise Refusal(
+            "MEDS_SCHEMA", f"{path} does not fit: {line(error)}", f"MEDS 0.4 {schema.__name__} knows {known}"
+        ) from None
+    except (pa.ArrowException, OSError) as error:
+        raise Refusal("MEDS_UNREADABLE", f"{path} cannot be read ({line(error)})", "Copy or export it again") from None
 
 
-def _images(table: pa.Table) -> dict[int, str]:
-    if "image_id" not in table.column_names:
-        return {}
-    rows = np.flatnonzero(~_numpy(table["image_id"].is_null()))
-    return {int(row): str(image) for row, image in zip(rows, table["image_id"].take(rows).to_pylist(), strict=True)}
+def open_parquet(path: Path, schema: type[PyArrowSchema]) -> pq.ParquetFile:
+    """Open a parquet file whose columns can take the types of the schema; to be used inside ``refusals``."""
+    file = pq.ParquetFile(path)
+    whole = file.schema_arrow
+    zoned = [field.name for field in whole if pa.types.is_timestamp(field.type) and field.type.tz is not None]
+    if zoned:
+        raise Refusal(
+            "MEDS_TIMEZONE",
+            f"column {', '.join(zoned)} of {path} carries a time zone",
+            "Write local clock times without a zone; a silent move to UTC would shift every hour",
+        )
+    schema.align(whole.empty_table())
+    return file
 
 
-def _microseconds(column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    try:
-        column = column.cast(pa.timestamp("us"))
-    except pa.ArrowException as error:
-        raise Refusal("MEDS_SCHEMA", f"a time column of {path} is not a timestamp ({_line(error)})") from None
-    return _numpy(pc.fill_null(column.cast(pa.int64()), 0))
-
-
-def _numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
-
-
-def _line(error: Exception) -> str:
+def line(error: Exception) -> str:
     """The error in one line; long numbers, which could be identifiers, are masked."""
     return re.sub(r"\d{4,}", "#", " ".join(str(error).split()))

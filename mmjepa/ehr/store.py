@@ -1,10 +1,5 @@
 """The event store: all events of a MEDS root as flat arrays with one offset a subject, memory-mapped when on disk."""
 
-import errno
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,25 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mmjepa.ehr.meds_io import MedsRoot, Shard, open_root, read_shards
-from mmjepa.files import atomic_path, read_json, sha256, write_json
+from mmjepa.ehr.build import VERSION, build_in_folder, build_in_memory
+from mmjepa.ehr.meds_io import open_root
+from mmjepa.ehr.sinks import ARRAYS
+from mmjepa.files import read_json
 from mmjepa.refusal import Refusal
-
-VERSION = 2
-_ARRAYS: dict[str, type] = {
-    "subjects": np.int64,
-    "offsets": np.int64,
-    "times_us": np.int64,
-    "available_us": np.int64,
-    "codes": np.int32,
-    "values": np.float32,
-    "static_offsets": np.int64,
-    "static_codes": np.int32,
-    "static_values": np.float32,
-    "hadm_id": np.int64,
-    "image_rows": np.int64,
-    "split_of": np.int32,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,18 +53,11 @@ class EventStore:
 
     @classmethod
     def build(cls, root: Path | str, folder: Path | str) -> "EventStore":
-        """Build the store of a MEDS root in ``folder``, shard by shard, whole or not at all; an older store there is replaced.
+        """Build the store of a MEDS root in ``folder``, out of core; see ``build.build_in_folder``.
 
-        Raises Refusal: the MEDS_* codes of ``meds_io``.
+        Raises Refusal: the MEDS_* codes of ``meds_io`` and ``shards``, DISK_FULL.
         """
-        meds, folder = open_root(root), Path(folder)
-        source = source_stamp(meds) | {"sha256": source_hash(meds)}
-        built = folder.with_name(f".{folder.name}.{os.getpid()}.built")
-        with atomic_path(built) as temporary:
-            temporary.mkdir()
-            _, meta = _fill(meds, lambda name, rows: _map(temporary / f"{name}.npy", rows, _ARRAYS[name]))
-            write_json(temporary / "store.json", meta | {"source": source})
-        _settle(built, folder, meds)
+        build_in_folder(open_root(root), Path(folder))
         return cls.open(folder)
 
     @classmethod
@@ -96,7 +70,7 @@ class EventStore:
         if meta.get("version") != VERSION:
             raise Refusal("STORE_BROKEN", f"{folder} is of another version", "Delete it; it is built again")
         try:
-            arrays = {name: _load(folder / f"{name}.npy") for name in _ARRAYS}
+            arrays = {name: _load(folder / f"{name}.npy") for name in ARRAYS}
         except (OSError, ValueError, EOFError) as error:
             raise Refusal("STORE_BROKEN", f"{folder} is damaged ({error})", "Delete it; it is built again") from None
         return cls._of(arrays, meta, folder)
@@ -104,12 +78,14 @@ class EventStore:
     @classmethod
     def in_memory(cls, root: Path | str) -> "EventStore":
         """The store of a MEDS root in memory, for small roots and read-only places."""
-        arrays, meta = _fill(open_root(root), lambda name, rows: np.empty(rows, _ARRAYS[name]))
+        arrays, meta = build_in_memory(open_root(root))
         return cls._of(arrays, meta, None)
 
     @classmethod
     def _of(cls, arrays: dict[str, np.ndarray], meta: dict[str, Any], folder: Path | None) -> "EventStore":
         split_of = arrays["split_of"]
+        if not len(arrays["available_us"]):
+            arrays["available_us"] = arrays["times_us"]
         if not len(arrays["hadm_id"]):
             arrays["hadm_id"] = np.broadcast_to(np.int64(-1), arrays["codes"].shape)
         return cls(
@@ -175,143 +151,8 @@ def to_us(times: Any) -> np.ndarray:
     return np.asarray(times, "datetime64[us]").astype(np.int64)
 
 
-def is_current(folder: Path | str, root: Path | str) -> bool:
-    """Whether ``folder`` holds a store of exactly this root: names, sizes and change times agree, or else the bytes do."""
-    try:
-        meta = json.loads((Path(folder) / "store.json").read_text())
-        recorded = meta["source"]
-        if meta["version"] != VERSION:
-            return False
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    meds = open_root(root)
-    stamp = source_stamp(meds)
-    if stamp["names"] != recorded["names"]:
-        return False
-    return stamp["stamp"] == recorded["stamp"] or source_hash(meds) == recorded["sha256"]
-
-
-def source_stamp(root: MedsRoot) -> dict[str, str]:
-    """Cheap marks of the root's files: hash of names and sizes, hash of change times."""
-    files = [(path.relative_to(root.path).as_posix(), path.stat()) for path in root.files()]
-    names = json.dumps([(name, stat.st_size) for name, stat in files])
-    return {"names": _digest(names), "stamp": _digest(json.dumps([stat.st_mtime_ns for _, stat in files]))}
-
-
-def source_hash(root: MedsRoot) -> str:
-    """Hash of the bytes of the root's files."""
-    return _digest("\n".join(sha256(path) for path in root.files()))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fill(root: MedsRoot, make: Callable[[str, int], np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Two passes over the shards, so that memory holds one shard: count the rows of each subject, then put them in place.
-
-    make(name, rows) gives the array to fill. Returns the arrays and the part of the JSON that describes them.
-    """
-    counts = [_count(shard) for shard in read_shards(root)]
-    subjects, timed, static, images, admissions = (np.concatenate(column) for column in zip(*counts, strict=True))
-    order = np.argsort(subjects)
-    offsets = [np.concatenate([[0], np.cumsum(rows[order])]) for rows in (timed, static)]
-    ends = (offsets[0][-1], offsets[1][-1])
-    sizes = {"subjects": len(order), "offsets": len(order) + 1, "static_offsets": len(order) + 1}
-    sizes |= {"static_codes": ends[1], "static_values": ends[1], "image_rows": images.sum(), "split_of": len(order)}
-    if not admissions.any():
-        sizes["hadm_id"] = 0
-    arrays = {name: make(name, int(sizes.get(name, ends[0]))) for name in _ARRAYS}
-    arrays["subjects"][:], arrays["offsets"][:], arrays["static_offsets"][:] = subjects[order], *offsets
-    image_ids: dict[int, str] = {}
-    for shard in read_shards(root):
-        image_ids |= _put(arrays, shard)
-    arrays["image_rows"][:] = sorted(image_ids)
-    arrays["split_of"][:] = -1
-    for i, ids in enumerate(root.splits.values()):
-        arrays["split_of"][np.isin(arrays["subjects"], ids)] = i
-    meta = {
-        "version": VERSION,
-        "vocabulary": list(root.codes),
-        "descriptions": root.descriptions,
-        "splits": list(root.splits),
-        "images": [image_ids[row] for row in sorted(image_ids)],
-    }
-    return arrays, meta | {"fingerprint": _fingerprint(arrays, meta)}
-
-
-def _count(shard: Shard) -> tuple[np.ndarray, ...]:
-    """Subjects of a shard, their timed and static rows, and (one number each) its timed rows with an image and whether
-    it has a column of admissions."""
-    static = np.add.reduceat(shard.static.astype(np.int64), shard.run_starts) if len(shard.codes) else shard.run_lengths
-    images = sum(not shard.static[row] for row in shard.images)
-    more = np.array([images]), np.array([shard.hadm_id is not None])
-    return shard.run_subjects, shard.run_lengths - static, static, *more
-
-
-def _put(arrays: dict[str, np.ndarray], shard: Shard) -> dict[int, str]:
-    """Write a shard's rows to their places; returns store row -> image_id."""
-    subject_rows = np.searchsorted(arrays["subjects"], np.repeat(shard.run_subjects, shard.run_lengths))
-    sources = {"offsets": _by_availability(shard), "static_offsets": np.flatnonzero(shard.static)}
-    targets = {}
-    for kind, source in sources.items():
-        rows = subject_rows[source]
-        first = np.flatnonzero(np.diff(rows, prepend=-1))
-        rank = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
-        targets[kind] = arrays[kind][rows] + rank
-    timed, static = sources["offsets"], sources["static_offsets"]
-    for name in ("times_us", "available_us", "codes", "values"):
-        arrays[name][targets["offsets"]] = getattr(shard, name)[timed]
-    if len(arrays["hadm_id"]):
-        arrays["hadm_id"][targets["offsets"]] = -1 if shard.hadm_id is None else shard.hadm_id[timed]
-    for name in ("codes", "values"):
-        arrays[f"static_{name}"][targets["static_offsets"]] = getattr(shard, name)[static]
-    place = np.full(len(shard.codes), -1)
-    place[timed] = targets["offsets"]
-    return {int(place[row]): image for row, image in shard.images.items() if place[row] >= 0}
-
-
-def _by_availability(shard: Shard) -> np.ndarray:
-    """The timed rows of a shard, each subject's in the order in which they became available; ties stay as they lie."""
-    timed = np.flatnonzero(~shard.static)
-    run = np.repeat(np.arange(len(shard.run_lengths)), shard.run_lengths)[timed]
-    return timed[np.lexsort((shard.available_us[timed], run))]
-
-
-def _fingerprint(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
-    digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
-    for name in _ARRAYS:
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def _map(path: Path, rows: int, kind: type) -> np.ndarray:
-    if rows == 0:  # an empty file cannot be mapped
-        np.save(path, np.empty(0, kind))
-        return np.empty(0, kind)
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(kind), shape=(rows,))
-    if hasattr(os, "posix_fallocate"):  # a full disk must be an error here, not a crash on a later write
-        with open(path, "r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
-    return array
-
-
 def _load(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:
+    except ValueError:  # an empty file cannot be mapped
         return np.load(path, allow_pickle=False)
-
-
-def _settle(built: Path, folder: Path, root: MedsRoot) -> None:
-    """Put a whole new store in place of an old one. Of several processes that build at once the first one's is kept."""
-    try:
-        if not is_current(folder, root.path):
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(built, folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not is_current(folder, root.path):
-            raise
-    finally:
-        shutil.rmtree(built, ignore_errors=True)

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmjepa.ehr.meds_io import ingest_meds, open_root, read_shards
+from mmjepa.ehr.meds_io import ingest_meds, open_root
+from mmjepa.ehr.shards import check_indices, index_shard, read_pieces
 from mmjepa.refusal import Refusal
 
 NOON = datetime(2020, 1, 1, 12)
@@ -22,6 +23,7 @@ GOOD = {
 }
 TYPES = {"subject_id": pa.int64(), "time": pa.timestamp("us"), "code": pa.string(), "numeric_value": pa.float32()}
 TYPES |= {"available_time": pa.timestamp("us"), "image_id": pa.string(), "text_value": pa.large_string()}
+TYPES |= {"hadm_id": pa.string()}
 
 
 def write(path, columns, types=TYPES):
@@ -43,9 +45,16 @@ def root(tmp_path):
     return root
 
 
+def pieces(root):
+    meds = open_root(root)
+    indices = [index_shard(path) for path in meds.shards]
+    check_indices(meds, indices)
+    return [piece for index in indices for piece in read_pieces(meds, index)]
+
+
 def refused(code, root):
     with pytest.raises(Refusal) as caught:
-        list(read_shards(open_root(root)))
+        pieces(root)
     assert caught.value.code == code
     assert "7700" not in str(caught.value), "a subject id is named"
     return str(caught.value)
@@ -53,12 +62,13 @@ def refused(code, root):
 
 def test_a_good_root_is_read(root):
     meds = open_root(root)
-    (shard,) = read_shards(meds)
+    (shard,) = pieces(root)
     assert meds.codes == ("GENDER//F", "LAB//A", "LAB//B")
     assert meds.descriptions == {"LAB//A": "Alpha"}
     assert meds.splits["train"].tolist() == [77001, 77002]
     assert shard.static.tolist() == [True, False, False, False]
-    assert shard.run_starts.tolist() == [0, 3]
+    assert shard.subjects.tolist() == [77001, 77002]
+    assert shard.ends.tolist() == [0, 3, 4]
     np.testing.assert_array_equal(shard.values, np.array([np.nan, 1.5, np.nan, 2.0], np.float32))
     assert [meds.codes[code] for code in shard.codes] == GOOD["code"]
 
@@ -87,13 +97,14 @@ def test_no_shard_and_no_row_are_empty(root):
         ("MEDS_SCHEMA", {"subject_id": [77001, None, 77001, 77002]}, "subject_id"),
         ("MEDS_SCHEMA", {"numeric_value": None}, None),
         ("MEDS_SCHEMA", {"available_time": [NOON, None, None, None]}, "row 0"),
+        ("MEDS_SCHEMA", {"hadm_id": ["1", "A12", None, None]}, "hadm_id"),
     ],
 )
 def test_bad_rows_are_refused_by_row_number(root, code, change, word):
     columns = {name: values for name, values in (GOOD | change).items() if values is not None}
     write(root / "data" / "0.parquet", columns)
     if word is None:  # a column that MEDS lets a file omit
-        assert np.isnan(next(read_shards(open_root(root))).values).all()
+        assert np.isnan(pieces(root)[0].values).all()
     else:
         message = refused(code, root)
         assert word in message
@@ -115,7 +126,7 @@ def test_a_column_of_another_type_is_refused(root):
 def test_what_pandas_writes_is_read(root):
     frame = pd.DataFrame(GOOD).astype({"numeric_value": np.float64, "time": "datetime64[us]"})
     frame.to_parquet(root / "data" / "0.parquet")
-    assert next(read_shards(open_root(root))).values[1] == 1.5
+    assert pieces(root)[0].values[1] == 1.5
 
 
 def test_a_subject_in_two_files_is_refused(root):
@@ -189,6 +200,6 @@ def test_ingest_leaves_nothing_behind_a_refusal_and_overwrites_nothing(root, tmp
 
 @pytest.mark.real_data
 def test_the_mimic_demo_is_a_good_root(data_folder):
-    shards = list(read_shards(open_root(data_folder / "mimic_iv_demo_meds")))
+    shards = pieces(data_folder / "mimic_iv_demo_meds")
     assert sum(len(shard.codes) for shard in shards) == 916_166
-    assert sum(len(shard.run_subjects) for shard in shards) == 100
+    assert sum(len(shard.subjects) for shard in shards) == 100
