@@ -27,9 +27,12 @@ test: install  ## the tests; ARGS="tests/audit -q" runs a part
 test-timm: $(TIMM_STAMP)  ## the tests of the 2.5-D encoder, in an environment of their own (.venv-timm)
 	OMP_NUM_THREADS=1 .venv-timm/bin/pytest -m timm tests/encoders $(ARGS)
 
+# `===` admits no local version: torch and torchvision come as one pair of builds. A torch+cpu, which pip prefers where it
+# finds one, beside a torchvision for CUDA cannot import.
 $(TIMM_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-timm
-	.venv-timm/bin/python -m pip install -c constraints.txt -e '.[timm]' pytest hypothesis
+	.venv-timm/bin/python -m pip install -c constraints.txt $$(sed -nE 's/^(torch|torchvision)==/\1===/p' constraints.txt) \
+		-e '.[timm]' pytest hypothesis
 	@touch $@
 
 lint: install  ## style, format and types

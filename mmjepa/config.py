@@ -155,16 +155,19 @@ def _convert_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _tagged(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
-    """Of several dataclasses with a literal field ``kind``, those whose kind the value names."""
-    if isinstance(value, Mapping) and "kind" in value:
-        kinds = {
-            a: typing.get_args(typing.get_type_hints(a).get("kind")) for a in arguments if dataclasses.is_dataclass(a)
-        }
+    """Of several dataclasses with a literal field ``kind``, the one whose kind the value names; where it names none, the
+    one that knows the most of its keys, the first of equals."""
+    if not isinstance(value, Mapping):
+        return arguments
+    kinds = {a: typing.get_args(typing.get_type_hints(a).get("kind")) for a in arguments if dataclasses.is_dataclass(a)}
+    if "kind" in value:
         chosen = tuple(argument for argument, names in kinds.items() if value["kind"] in names)
         if any(kinds.values()) and not chosen:
             known = ", ".join(repr(name) for names in kinds.values() for name in names)
             raise Refusal("CONFIG_VALUE", f"kind is {value['kind']!r}, want one of {known}")
         return chosen or arguments
+    if len(tagged := [a for a in kinds if kinds[a]]) > 1:
+        return (max(tagged, key=lambda a: sum(field.name in value for field in dataclasses.fields(a))),)
     return arguments
 
 

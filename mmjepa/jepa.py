@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmjepa.batch import Batch, SequenceView, View
 from mmjepa.encoders.qwen3 import Qwen3Config, Qwen3Encoder
+from mmjepa.encoders.slices25d import Slices25D, Slices25DConfig
 from mmjepa.encoders.vit3d import ViT3D, ViT3DConfig
 from mmjepa.objectives.distance import Distance, latent_distance
 from mmjepa.objectives.next_token import next_token
@@ -51,9 +52,10 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The parts. distance: between prediction and target. target_norm: LayerNorm without affine on targets."""
+    """The parts. ct: ``kind: vit3d`` or ``kind: slices25d``. distance: between prediction and target. target_norm:
+    LayerNorm without affine on targets."""
 
-    ct: ViT3DConfig | None = None
+    ct: ViT3DConfig | Slices25DConfig | None = None
     ehr: Qwen3Config | None = None
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     distance: Distance = "l2_mean"
@@ -62,6 +64,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.ct is None and self.ehr is None:
             raise ValueError("a model needs at least one encoder: set ct or ehr")
+        if isinstance(self.ct, ViT3DConfig) and self.ct.channels != 1:
+            raise ValueError(f"ct.channels={self.ct.channels} must be 1: the crops of a batch have one window")
 
 
 @dataclass
@@ -86,7 +90,7 @@ class JEPA(nn.Module):
         self.config = config
         self.encoders = nn.ModuleDict()
         if config.ct is not None:
-            self.encoders["ct"] = ViT3D(config.ct)
+            self.encoders["ct"] = _volume_encoder(config.ct)
         if config.ehr is not None:
             if base is None:
                 raise ValueError("the EHR encoder needs a language model: pass base")
@@ -224,6 +228,22 @@ class JEPA(nn.Module):
         if not sums:
             raise ValueError("next_token needs views of token sequences")
         return torch.stack(sums).sum() * share.ranks / max(1, share.tokens)
+
+
+def _volume_encoder(config: ViT3DConfig | Slices25DConfig) -> nn.Module:
+    """The encoder of a config. Raises Refusal ENCODER_ARCHITECTURE for one that keeps running statistics: they mix the
+    rows of a batch, and neither a teacher nor a saved model holds them."""
+    if isinstance(config, ViT3DConfig):
+        return ViT3D(config)
+    encoder = Slices25D(config)
+    kept = encoder.state_dict().keys() - dict(encoder.named_parameters()).keys()
+    if kept:
+        raise Refusal(
+            "ENCODER_ARCHITECTURE",
+            f"the backbone {config.backbone!r} keeps {len(kept)} tensors that are no weights, first {min(kept)}",
+            "Name one without batch normalisation, for instance convnext_atto or vit_tiny_patch16_224",
+        )
+    return encoder
 
 
 def part_of(name: str) -> str:

@@ -158,14 +158,16 @@ def block_shapes(grid: Grid, config: PatchMaskConfig) -> tuple[Grid, ...]:
     """The block shapes, in tokens, that a draw chooses from with equal chances.
 
     One for equal blocks (and for ``subset``, which hides as much). For varied blocks all whose share of the grid lies in
-    ``scale`` and whose edges, as shares of the grid's, differ by ``aspect`` at most. Raises ValueError if there is none.
+    ``scale`` and whose edges, as shares of the grid's, differ by ``aspect`` at most; an axis of one token, which no block
+    can divide, does not count. Raises ValueError if there is none.
     """
     if config.sampler != "varied_blocks":
         x, y, z = (max(1, round(config.block * n)) for n in grid)
         return ((x, y, z),)
     shapes = np.stack(np.meshgrid(*(np.arange(1, n + 1) for n in grid), indexing="ij"), axis=-1).reshape(-1, 3)
     edges = shapes / np.array(grid)
-    share, ratio = edges.prod(axis=1), edges.max(axis=1) / edges.min(axis=1)
+    divided = edges[:, np.array(grid) > 1]
+    share, ratio = edges.prod(axis=1), divided.max(axis=1, initial=0) / divided.min(axis=1, initial=1)
     slack = 1e-9  # 3/4 over 1/2 is an aspect of 1.5
     low, high = config.scale
     fits = (share >= low - slack) & (share <= high + slack) & (ratio <= config.aspect + slack)

@@ -12,18 +12,29 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmjepa.config import build, to_plain
+from mmjepa.encoders.monai_weights import read_monai_weights
 from mmjepa.encoders.qwen3 import Qwen3Encoder, make_base
+from mmjepa.encoders.vit3d import ViT3DConfig
 from mmjepa.files import atomic_path, read_json, sha256, write_json
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.refusal import Refusal
 
 
 def build_model(config: ModelConfig, folder: Path, vocabulary: int) -> JEPA:
-    """A model with fresh weights (draws from torch's global random state).
+    """A model with fresh weights (draws from torch's global random state), the volume encoder's from ``config.ct.weights``
+    where it names a file.
 
     The language model comes through ``from_pretrained``: from ``config.ehr.path``, or from ``folder/base``, where a small
     one of ``vocabulary`` tokens is made first when there is none.
     """
+    model = _initial(config, folder, vocabulary)
+    if isinstance(config.ct, ViT3DConfig) and config.ct.weights is not None:
+        # its pool, where it has one, is no part of a MONAI ViT
+        model.encoders["ct"].load_state_dict(read_monai_weights(config.ct).state_dict(), strict=False)
+    return model
+
+
+def _initial(config: ModelConfig, folder: Path, vocabulary: int) -> JEPA:
     if config.ehr is None:
         return JEPA(config)
     if config.ehr.path is not None:

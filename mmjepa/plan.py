@@ -4,6 +4,7 @@ Parameters are exact: the real modules are built on the meta device. Memory and 
 ``assumptions``; they leave out the allocator, the framework and the data.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ from torch import nn
 
 from mmjepa.curriculum import Phase
 from mmjepa.encoders.qwen3 import Qwen3Config, make_base
+from mmjepa.encoders.slices25d import Slices25D
 from mmjepa.jepa import JEPA, part_of
 from mmjepa.pretrain import RunConfig, check_parts
 from mmjepa.refusal import Refusal
 from mmjepa.sample import CtEhrViews, TrajectoryViews
+from mmjepa.sample.ct_ehr import token_grid
 
 JOINT_VOCABULARY = 2000
 ASSUMPTIONS = [
     f"a language model made here has views.vocabulary tokens, or {JOINT_VOCABULARY} where joint tokens are not fitted yet",
     "FLOPs are the model's: recomputed activations and the one pass over all texts of an encoder that stands still are left out",
     "a matrix of n parameters costs 2n FLOPs a token forward, 2n backward for the inputs and 2n for its own gradient if it learns",
+    "a 2.5-D encoder runs once on one stack of slices without numbers: its FLOPs are counted, its own gradient costs as much as its inputs', its activations are what its layers put out",
     "attention adds 4 * width * length FLOPs a token and layer forward, twice that backward",
     "weights in their dtype; gradients 4 and Adam's moments 8 bytes a trained parameter; teacher's shadows 4",
     "activations: 34 bytes a token, layer and unit of width at 2-byte precision, twice that in fp32, one micro-batch; with model.ehr.checkpointing a layer keeps its input alone, and one layer at a time is recomputed",
@@ -93,8 +97,7 @@ def _load(config: RunConfig, tokens_per_text: int) -> dict[str, int]:
     """What one optimiser step reads: sequences and their tokens, volumes and theirs, predictor slots."""
     views = config.views
     if isinstance(views, CtEhrViews):
-        patch = config.model.ct.patch if config.model.ct else 1
-        grid = views.crop[0] * views.crop[1] * views.crop[2] // patch**3
+        grid = math.prod(token_grid(views.crop, config.model.ct.patch if config.model.ct else 1))
         return {
             "items": config.batch,
             "text_tokens": config.batch * views.max_events,
@@ -128,10 +131,13 @@ def _phase(config: RunConfig, phase: Phase, model: JEPA, load: dict[str, int]) -
         trained = sum(
             p.numel() for n, p in encoder.named_parameters(prefix=f"encoders.{name}") if part_of(n) in phase.train
         )
-        forward = _forward(encoder, length) * tokens
+        if isinstance(encoder, Slices25D):
+            forward = own = _one_stack(encoder, config)[0] * tokens
+        else:
+            forward, own = _forward(encoder, length) * tokens, 2 * trained * tokens
         kept = not learns and isinstance(config.views, TrajectoryViews)
         teacher = forward if phase.teacher.kind != "online" else 0
-        costs[name] = (0 if kept else forward) + (forward + 2 * trained * tokens if learns else 0) + teacher
+        costs[name] = (0 if kept else forward) + (forward + own if learns else 0) + teacher
     passes = 1 + (phase.loss.rollout.horizon if phase.loss.rollout and phase.loss.rollout.chained else 0)
     asked = bool(phase.loss.predict or phase.loss.rollout)
     costs["predictor"] = 3 * asked * passes * _forward(model.predictor, load["slot_length"]) * load["slots"]
@@ -155,6 +161,23 @@ def _forward(module: nn.Module, length: int) -> float:
     return 2 * matrices + 4 * width * length * layers
 
 
+def _one_stack(encoder: Slices25D, config: RunConfig) -> tuple[int, int]:
+    """FLOPs forward of one token of a 2.5-D encoder, and how many numbers its layers put out."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if not isinstance(config.views, CtEhrViews):
+        return 0, 0
+    held = []
+    layers = [module for module in encoder.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(lambda _layer, _seen, out: held.append(out.numel())) for layer in layers]
+    x, y, _ = config.views.crop
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder.tokens(torch.empty(1, 1, x, y, encoder.config.stack, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops(), sum(held)
+
+
 def _layers_and_width(module: nn.Module) -> tuple[int, int]:
     if hasattr(module, "blocks"):
         return len(module.blocks), module.config.width  # type: ignore[arg-type, union-attr, return-value]
@@ -172,6 +195,9 @@ def _memory(
     activations = 0
     for name, module in [*model.encoders.items(), ("predictor", model.predictor)]:
         tokens = load[{"ehr": "text_tokens", "ct": "volume_tokens", "predictor": "slots"}[name]]
+        if isinstance(module, Slices25D):
+            activations += size * tokens * _one_stack(module, config)[1] // micro
+            continue
         layers, width = _layers_and_width(module)
         layer = 17 * size * tokens * width // micro
         recomputed = name == "ehr" and config.model.ehr is not None and config.model.ehr.checkpointing

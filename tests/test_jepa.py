@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from mmjepa.batch import Batch, Layout, SequenceView, VolumeView, to_device
+from mmjepa.config import build, to_plain
 from mmjepa.encoders.qwen3 import Qwen3Config, make_base
+from mmjepa.encoders.slices25d import Slices25DConfig
 from mmjepa.encoders.vit3d import ViT3DConfig
 from mmjepa.jepa import JEPA, LossConfig, ModelConfig, RolloutLoss, Share, part_of
 from mmjepa.objectives.sigreg import SIGRegConfig
 from mmjepa.objectives.vicreg import VICRegConfig
 from mmjepa.predictor import PredictorConfig, gather_slots
+from mmjepa.refusal import Refusal
 from mmjepa.teacher import TeacherConfig
 
 TINY = {
@@ -30,8 +33,9 @@ def share_of(batch, kinds, **more):
 
 def ct_ehr_model(**settings):
     torch.manual_seed(0)
+    ct = settings.pop("ct", ViT3DConfig(patch=4, width=12, depth=1, heads=2, ffn=16, latent=8))
     config = ModelConfig(
-        ct=ViT3DConfig(patch=4, width=12, depth=1, heads=2, ffn=16, latent=8),
+        ct=ct,
         ehr=Qwen3Config(latent=8, pack=16, values=True),
         predictor=PredictorConfig(
             kinds=("ct", "ehr"),
@@ -229,6 +233,52 @@ def test_a_batch_moves_to_a_device_as_a_whole():
     assert all(t.device.type == "meta" for t in tensors)
     assert batch.views[0].keep is None
     assert batch.views[1].encoder == "ehr"
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"kind": "vit3d"}, ViT3DConfig),
+        ({"kind": "slices25d"}, Slices25DConfig),
+        ({"patch": 4}, ViT3DConfig),
+        ({"stack": 2}, Slices25DConfig),
+        ({"latent": 8}, ViT3DConfig),
+    ],
+)
+def test_the_volume_encoder_is_chosen_by_its_kind_or_else_by_its_keys(values, kind):
+    config = build(ModelConfig, {"ct": values})
+    assert type(config.ct) is kind
+    assert build(ModelConfig, to_plain(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"kind": "vit2d"}, "'vit2d'"),
+        ({"patch": 4, "heds": 2}, "ct.heds"),
+        ({"stack": 3, "latnt": 2}, "ct.latnt"),
+        ({"kind": "vit3d", "stack": 3}, "ct.stack"),
+        ({"heads": 0}, "heads"),
+        ({"channels": 2}, "channels"),
+        ({"weights": "x.safetensors"}, "learned_grid"),
+        ({"pool": "max"}, "'max'"),
+    ],
+)
+def test_a_volume_encoder_that_does_not_exist_is_refused_by_the_name_of_the_key(values, says):
+    with pytest.raises(Refusal) as refused:
+        build(ModelConfig, {"ct": values})
+    assert says in refused.value.message
+
+
+def test_pooling_by_attention_learns_from_the_latents_of_whole_scans():
+    model, batch = (
+        ct_ehr_model(ct=ViT3DConfig(width=12, heads=2, depth=1, latent=8, patch=4, pool="attention")),
+        ct_ehr_batch(),
+    )
+    assert any(".pool." in name for name in model.parts()["ct"])
+    model(batch, LossConfig(), share_of(batch, 2))["loss"].backward()
+    pool = model.encoders["ct"].pool
+    assert [name for name, p in pool.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_a_model_without_encoders_or_language_model_is_an_error():

@@ -204,6 +204,27 @@ def test_temporal_hides_whole_dates_and_favours_the_last_by_half(draws):
             assert (m.target[hidden[0]] == PRESENT[hidden[0]]).all()
 
 
+def unbalanced(targets, cells):
+    """By how many standard errors the mean numbers of CT and EHR targets miss the ratio cells[0] : cells[1]."""
+    difference = (targets.sum(axis=1) / cells).dot([1, -1])
+    return abs(difference.mean()) / max(1e-9, difference.std() / np.sqrt(len(difference)))
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in WITHIN])
+@pytest.mark.parametrize("present", [PRESENT, PRESENT | True, PRESENT[1:3]], ids=["4:3", "4:4", "2:1"])
+def test_ct_and_ehr_are_targets_in_their_analytic_ratio(present, mode):
+    rng, config = np.random.default_rng(2), CellMaskConfig(probability={mode: 1.0})
+    targets = np.array([draw_cells(present, rng, config).target for _ in range(DRAWS // 2)])
+    dates = present.sum(axis=0)
+    last = np.where(np.arange(len(present)) < len(present) - 1, 0.5 / (len(present) - 1), 0.5)
+    expected = {"cross_modal": 0.25 * (dates + 1), "temporal": last @ present, "random_cells": dates}[mode]
+    assert unbalanced(targets, expected) < 5
+    assert unbalanced(targets, expected * [1.0, 1.2]) > 5
+    if mode != "random_cells":  # there the ratio is all that is known: how many are hidden is drawn and rounded
+        found, spread = targets.sum(axis=1).mean(axis=0), targets.sum(axis=1).std(axis=0)
+        assert (np.abs(found - expected) <= 5 * spread / np.sqrt(len(targets)) + 1e-9).all()
+
+
 def test_random_cells_hide_every_cell_equally_often_and_30_to_50_percent(draws):
     found, n = frequency(draws, "random_cells")
     chances = found[PRESENT]
@@ -290,6 +311,23 @@ def test_a_prefix_in_raster_order_would_be_caught(sampler, which):
         return could[: visible_count(GRID, PATCHES[sampler]) if which == CONTEXT else 8]
 
     assert lopsided(visits(cut, 2_000)) == "slices along axis 0"
+
+
+@pytest.mark.parametrize("sampler", PATCHES)
+def test_tokens_that_are_whole_slices_are_masked_along_z_alone(sampler):
+    grid, rng = (1, 1, 12), np.random.default_rng(3)
+    config = PatchMaskConfig(sampler=sampler, block=0.25, scale=(0.15, 0.3))
+    check_patches(grid, config)
+    chosen = np.zeros((2, DRAWS // 4, 12), dtype=bool)
+    for row in range(DRAWS // 4):
+        for which, places in enumerate(draw_patches(grid, rng, config)):
+            chosen[which, row, places] = True
+    assert (chosen[CONTEXT].sum(axis=1) == 3).all()
+    assert not chosen.all(axis=0).any()
+    for which in (CONTEXT, TARGET):
+        p = chosen[which].mean(axis=0)
+        assert (p > 0).all()
+        assert (np.abs(p - p[::-1]) <= np.sqrt(2) * five_errors(p, DRAWS // 4)).all()
 
 
 def test_a_block_that_never_starts_at_the_last_place_would_be_caught():

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets.vit import ViT
 from safetensors.torch import load_file, save_file
 
 from mmjepa.batch import SequenceView, VolumeView
-from mmjepa.config import build
+from mmjepa.config import build, merge
 from mmjepa.embed import TrainedRun
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.model import build_model, load_model, save_model
@@ -60,6 +61,68 @@ def test_a_volume_model_comes_back_too(tmp_path):
     view = VolumeView("ct", torch.randn(2, 1, 8, 8, 8))
     assert torch.equal(model.encode([view]), load_model(tmp_path / "m").encode([view]))
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def monai_vit(**settings):
+    """A small MONAI ViT for crops of 8 x 12 x 16 voxels, and the config of a model that begins with its weights."""
+    torch.manual_seed(3)
+    net = ViT(1, (8, 12, 16), patch_size=4, hidden_size=36, mlp_dim=40, num_layers=2, num_heads=3, **settings).eval()
+    ct = {"patch": 4, "width": 36, "depth": 2, "heads": 3, "ffn": 40, "latent": 36, "learned_grid": [2, 3, 4]}
+    return net, {"ct": ct, "predictor": {"latent": 36}}
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.*have no use here")
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_a_model_begins_with_the_weights_of_a_monai_vit_and_needs_their_file_once(tmp_path, pool):
+    net, values = monai_vit()
+    path = tmp_path / "vit.safetensors"
+    save_file(net.state_dict(), path)
+    fresh = build_model(build(ModelConfig, values), tmp_path / "m", 0)
+    config = build(ModelConfig, merge(values, {"ct": {"weights": str(path), "pool": pool}}))
+    torch.manual_seed(0)
+    model = build_model(config, tmp_path / "m", 0).eval()
+    voxels = torch.randn(2, 1, 8, 12, 16)
+    monai = net.norm(net(voxels)[1][-1])
+    torch.testing.assert_close(model.encoders["ct"].tokens(voxels), monai, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(fresh.encoders["ct"].tokens(voxels), monai, atol=1e-2)
+    path.unlink()
+    save_model(model, tmp_path / "m", base_trained=False)
+    assert torch.equal(
+        load_model(tmp_path / "m").encode([VolumeView("ct", voxels)]), model.encode([VolumeView("ct", voxels)])
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*have no use here")
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ({"depth": 3}, "ENCODER_ARCHITECTURE", "depth=2, not depth=3"),
+        ({"ffn": 64, "registers": 1}, "ENCODER_ARCHITECTURE", "ffn=40, registers=0"),
+        ({"heads": 5, "width": 30, "latent": 30}, "ENCODER_ARCHITECTURE", "heads=5"),
+        ({"learned_grid": [2, 2, 2]}, "ENCODER_ARCHITECTURE", "(8, 8, 8)"),
+        ({"weights": "nowhere.safetensors"}, "ENCODER_MISSING", "nowhere.safetensors is not a file"),
+        ({"weights": "."}, "ENCODER_MISSING", "is not a file"),
+        ({"weights": "vit.pt"}, "ENCODER_BROKEN", "no safetensors file"),
+        ({"weights": "cut.safetensors"}, "ENCODER_BROKEN", "damaged"),
+        ({"weights": "other.safetensors"}, "ENCODER_BROKEN", "absent"),
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit_the_config_or_are_none_are_refused(tmp_path, monkeypatch, change, code, says):
+    monkeypatch.chdir(tmp_path)
+    net, values = monai_vit()
+    save_file(net.state_dict(), "vit.safetensors")
+    torch.save(net.state_dict(), "vit.pt")
+    whole = (tmp_path / "vit.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    save_file({"a": torch.zeros(2)}, "other.safetensors")
+    values = merge(values, {"ct": {"weights": "vit.safetensors", **change}})
+    values["predictor"]["latent"] = values["ct"]["latent"]
+    with pytest.raises(Refusal) as refused:
+        build_model(build(ModelConfig, values), tmp_path / "m", 0)
+    assert refused.value.code == code
+    assert says in refused.value.message
 
 
 @torch.no_grad()

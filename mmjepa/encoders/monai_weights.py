@@ -1,16 +1,53 @@
-"""Weights of MONAI's ViT in the volume encoder."""
+"""Weights of MONAI's ViT in the volume encoder.
 
+Files are safetensors, never pickles. What ``torch.save`` wrote of a ViT ``net`` becomes one where it is trusted, with
+``safetensors.torch.save_file(net.state_dict(), "vit.safetensors")`` after ``net.load_state_dict(torch.load(..., weights_only=True))``.
+"""
+
+import dataclasses
 import re
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from mmjepa.encoders.vit3d import ViT3D, ViT3DConfig
 from mmjepa.refusal import Refusal
 
 UNUSED = re.compile(r"blocks\.\d+\.(norm_cross_attn|cross_attn)\.|classification_head\.")
+
+
+def read_monai_weights(config: ViT3DConfig) -> ViT3D:
+    """The encoder that the MONAI ViT in the file ``config.weights`` is.
+
+    Raises Refusal ENCODER_MISSING (no such file), ENCODER_BROKEN (no safetensors, or not of such a ViT) or
+    ENCODER_ARCHITECTURE (the sizes of the config are not those of the weights).
+    """
+    assert config.weights is not None
+    assert config.learned_grid is not None  # the config holds both or neither
+    if not Path(config.weights).is_file():
+        raise Refusal("ENCODER_MISSING", f"{config.weights} is not a file", "Name one in model.ct.weights")
+    try:
+        state = load_file(config.weights)
+    except (SafetensorError, OSError):
+        raise Refusal(
+            "ENCODER_BROKEN",
+            f"{config.weights} is no safetensors file, or is damaged",
+            "Write it with safetensors.torch.save_file(net.state_dict(), path); pickles are not read",
+        ) from None
+    x, y, z = (n * config.patch for n in config.learned_grid)
+    model = from_monai_state_dict(state, image=(x, y, z), heads=config.heads)
+    wanted = dataclasses.replace(model.config, pool=config.pool, weights=config.weights)
+    differing = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(wanted, f.name)]
+    if differing:
+        said = ", ".join(f"{name}={getattr(config, name)}" for name in differing)
+        true = ", ".join(f"{name}={getattr(wanted, name)}" for name in differing)
+        raise Refusal("ENCODER_ARCHITECTURE", f"{config.weights} has {true}, not {said}", f"Set model.ct to {true}")
+    return model
 
 
 def from_monai_state_dict(state: Mapping[str, Tensor], *, image: tuple[int, int, int], heads: int) -> ViT3D:
@@ -67,7 +104,8 @@ def _config(state: Mapping[str, Tensor], image: tuple[int, int, int], heads: int
         raise Refusal(
             "ENCODER_ARCHITECTURE",
             f"image={image} and heads={heads} do not fit {count} places of width {width} and patches of {sorted(edges)}",
-            "Give img_size and num_heads as the ViT was made with; patches must be cubes",
+            "Give img_size (model.ct.learned_grid times model.ct.patch) and num_heads as the ViT was made with; patches "
+            "must be cubes",
         )
     return ViT3DConfig(
         patch=patch,

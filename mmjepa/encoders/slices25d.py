@@ -2,26 +2,36 @@
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmjepa.batch import VolumeView
+from mmjepa.encoders.pooling import Pool, scan_pool
 from mmjepa.encoders.vit3d import plain_tensor, token_places_mm
 from mmjepa.refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slices25DConfig:
-    """backbone: the name of a timm model. stack: axial slices a token, the channels of its image. latent: output width."""
+    """backbone: the name of a timm model. stack: axial slices a token, the channels of its image. latent: output width.
+    pool: how the tokens of a crop become its latent."""
 
+    kind: Literal["slices25d"] = "slices25d"
     backbone: str = "convnext_atto"
     stack: int = 3
-    latent: int = 128
+    latent: int = 96
+    pool: Pool = "mean"
 
     def __post_init__(self) -> None:
         if min(self.stack, self.latent) < 1:
             raise ValueError(f"stack={self.stack} and latent={self.latent} must be at least 1")
+
+    @property
+    def patch(self) -> tuple[None, None, int]:
+        """Voxels of a token along x, y, z; None: the whole crop."""
+        return None, None, self.stack
 
 
 class Slices25D(nn.Module):
@@ -33,7 +43,7 @@ class Slices25D(nn.Module):
     """
 
     def __init__(self, config: Slices25DConfig) -> None:
-        """Raises Refusal PACKAGE_MISSING, PACKAGE_BROKEN (timm is absent or cannot be imported) or ENCODER_ARCHITECTURE
+        """Raises Refusal EXTRA_MISSING, PACKAGE_BROKEN (timm is absent or cannot be imported) or ENCODER_ARCHITECTURE
         (timm knows no such backbone)."""
         super().__init__()
         timm = _timm()
@@ -48,6 +58,7 @@ class Slices25D(nn.Module):
         cfg = self.backbone.pretrained_cfg
         self.image: tuple[int, int] | None = tuple(cfg["input_size"][1:]) if cfg.get("fixed_input_size") else None
         self.head = nn.Linear(self.backbone.num_features, config.latent)
+        self.pool = scan_pool(config.pool, config.latent)
 
     @property
     def width(self) -> int:
@@ -76,22 +87,23 @@ class Slices25D(nn.Module):
         return self.head(self.backbone(flat)).unflatten(0, images.shape[:2])
 
     def forward(self, view: VolumeView) -> Tensor:
-        """Latents [rows, latent] of a view: the mean over tokens of each crop, or every kept token."""
+        """Latents [rows, latent] of a view: the pooled tokens of each crop, or every kept token."""
         tokens = self.tokens(view.voxels, view.keep)
-        return tokens.mean(dim=1) if view.read == "cell" else tokens.flatten(0, 1)
+        return self.pool(tokens) if view.read == "cell" else tokens.flatten(0, 1)
 
 
 def _timm() -> ModuleType:
     try:
         import timm  # type: ignore[import-not-found]
-    except ImportError:
-        raise Refusal("PACKAGE_MISSING", "the package timm is not installed", "Install mmjepa[timm]") from None
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise Refusal("EXTRA_MISSING", "timm is not installed", "Install the extra mmjepa[timm]") from None
+        reason = " ".join(str(error).split())
+        if "torchvision::" in reason:
+            reason = "this torchvision does not match this torch"
         raise Refusal(
             "PACKAGE_BROKEN",
-            "timm cannot be imported: this torchvision does not match this torch",
-            "Install the torchvision build that matches torch",
+            f"timm is installed and cannot be imported: {reason}",
+            "Install timm and the torchvision build that matches torch again; `mmjepa doctor` says which is broken",
         ) from None
     return timm

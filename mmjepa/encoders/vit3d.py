@@ -1,29 +1,36 @@
 """A 3-D vision transformer over CT crops, built on MONAI's blocks, that computes only the tokens it may see."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmjepa.batch import VolumeView
+from mmjepa.encoders.pooling import Pool, scan_pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViT3DConfig:
     """patch: edge of a cubic token in voxels. channels: of a crop (HU windows). width, depth, heads, ffn: of the
     transformer. latent: output width. learned_grid: tokens along each axis on which places are learned, resampled for
-    other grids; None: fixed sines and cosines. registers: learned tokens that are no place, attended to and dropped."""
+    other grids; None: fixed sines and cosines. registers: learned tokens that are no place, attended to and dropped.
+    pool: how the tokens of a crop become its latent. weights: a safetensors file with the weights of a MONAI ViT to begin
+    with, which the sizes must fit (``mmjepa.encoders.monai_weights``)."""
 
+    kind: Literal["vit3d"] = "vit3d"
     patch: int = 8
     channels: int = 1
-    width: int = 128
+    width: int = 96
     depth: int = 4
     heads: int = 4
-    ffn: int = 512
-    latent: int = 128
+    ffn: int = 384
+    latent: int = 96
     learned_grid: tuple[int, int, int] | None = None
     registers: int = 0
+    pool: Pool = "mean"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         names = ("patch", "channels", "width", "depth", "heads", "ffn", "latent")
@@ -37,6 +44,11 @@ class ViT3DConfig:
             raise ValueError(
                 f"width={self.width} must be a multiple of heads={self.heads} and, unless places are learned, "
                 "a multiple of 6 (three sin/cos axes)"
+            )
+        if self.weights is not None and (self.learned_grid is None or self.latent != self.width):
+            raise ValueError(
+                f"weights need learned_grid, the img_size of their ViT over patch={self.patch}, and latent={self.latent} "
+                f"to be its width, {self.width}"
             )
 
 
@@ -61,6 +73,7 @@ class ViT3D(nn.Module):
             self.blocks.append(block)
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.latent)
+        self.pool = scan_pool(config.pool, config.latent)
         if config.learned_grid is not None:
             x, y, z = config.learned_grid
             self.place = nn.Parameter(0.02 * torch.randn(1, x * y * z, config.width))
@@ -116,9 +129,9 @@ class ViT3D(nn.Module):
         return F.interpolate(volume, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
 
     def forward(self, view: VolumeView) -> Tensor:
-        """Latents [rows, latent] of a view: the mean over tokens of each crop, or every kept token."""
+        """Latents [rows, latent] of a view: the pooled tokens of each crop, or every kept token."""
         tokens = self.tokens(view.voxels, view.keep)
-        return tokens.mean(dim=1) if view.read == "cell" else tokens.flatten(0, 1)
+        return self.pool(tokens) if view.read == "cell" else tokens.flatten(0, 1)
 
 
 def sincos_places(grid: tuple[int, int, int], width: int, device: torch.device) -> Tensor:

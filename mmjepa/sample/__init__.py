@@ -6,7 +6,7 @@ from typing import Any
 
 from mmjepa.cohort import Cohort
 from mmjepa.refusal import Refusal
-from mmjepa.sample.ct_ehr import CtEhrSampler, CtEhrViews
+from mmjepa.sample.ct_ehr import CtEhrSampler, CtEhrViews, Patch
 from mmjepa.sample.trajectory import TrajectorySampler, TrajectoryViews, write_texts
 
 
@@ -15,7 +15,7 @@ def open_sampler(
     cohort: Cohort,
     folder: Path,
     *,
-    patch: int,
+    patch: Patch,
     language_model: str | None,
     seed: int,
     splits: Sequence[str] | None = ("train",),
@@ -23,7 +23,7 @@ def open_sampler(
     """The sampler of a run. What is fitted (token statistics, a tokenizer) is fitted on training subjects once, kept in
     ``folder``, and read from there ever after.
 
-    patch: edge of the volume encoder's tokens. language_model: whose tokenizer to use; None: one trained here.
+    patch: voxels of the volume encoder's tokens. language_model: whose tokenizer to use; None: one trained here.
     """
     if isinstance(views, TrajectoryViews):
         tokenizer = _tokenizer(views, cohort, folder / "tokenizer", language_model)

@@ -24,6 +24,7 @@ from mmjepa.keyed import generator
 from mmjepa.masking import (
     CellMask,
     CellMaskConfig,
+    Grid,
     PatchMaskConfig,
     check_patches,
     draw_cells,
@@ -35,6 +36,7 @@ from mmjepa.refusal import Refusal
 
 KINDS = ("ct", "ehr", "ct_patch")
 DAY_US = 86_400_000_000
+Patch = int | tuple[int | None, int | None, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,20 @@ class CtEhrViews:
             raise ValueError(f"crop={self.crop}, dates={self.dates} and max_events={self.max_events} must be positive")
         if self.spacing_mm is not None and not all(0 < size < float("inf") for size in self.spacing_mm):
             raise ValueError(f"spacing_mm={self.spacing_mm} must be three positive numbers")
+
+
+def token_grid(crop: Grid, patch: Patch) -> Grid:
+    """Tokens along each axis of a crop. patch: voxels of a token along x, y, z (None: the whole crop), one number for a
+    cube. Raises Refusal CONFIG_VALUE if tokens do not fill the crop."""
+    sizes = (patch,) * 3 if isinstance(patch, int) else patch
+    x, y, z = (edge if size is None else size for edge, size in zip(crop, sizes, strict=True))
+    if crop[0] % x or crop[1] % y or crop[2] % z:
+        raise Refusal(
+            "CONFIG_VALUE",
+            f"views.crop={crop} is not a multiple of the volume encoder's token, {x} x {y} x {z} voxels",
+            "Change views.crop, or model.ct.patch (of a vit3d) or model.ct.stack (of slices25d)",
+        )
+    return crop[0] // x, crop[1] // y, crop[2] // z
 
 
 @dataclass(frozen=True)
@@ -91,19 +107,13 @@ class CtEhrSampler:
         config: CtEhrViews,
         tokens: JointTokens,
         *,
-        patch: int,
+        patch: Patch,
         seed: int,
         splits: Sequence[str] | None = ("train",),
     ) -> None:
-        """patch: edge of the volume encoder's token, in voxels. splits: None takes every subject."""
-        if any(edge % patch for edge in config.crop):
-            raise Refusal(
-                "CONFIG_VALUE",
-                f"views.crop={config.crop} is not a multiple of the patch {patch}",
-                "Change views.crop or model.ct.patch",
-            )
-        self.config, self.tokens, self.seed, self.patch = config, tokens, seed, patch
-        self.grid = (config.crop[0] // patch, config.crop[1] // patch, config.crop[2] // patch)
+        """patch: voxels of the volume encoder's token (``token_grid``). splits: None takes every subject."""
+        self.config, self.tokens, self.seed = config, tokens, seed
+        self.grid = token_grid(config.crop, patch)
         try:
             check_patches(self.grid, config.patches)
         except ValueError as error:
@@ -218,7 +228,7 @@ class CtEhrSampler:
         )
 
     def _encode(self, subject_id: int, since_us: int, t_us: int) -> dict[str, np.ndarray]:
-        """The tokens of the events in (since, t] that were available by t."""
+        """The tokens of the events that became available in (since, t]."""
         _, stops = self.events.as_of(np.array([subject_id] * 2), np.array([since_us, t_us]))
         return self.tokens.encode(self.events, subject_id, int(stops[0]), int(stops[1]), t_us, self.config.max_events)
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmjepa.encoders.pooling import AttentionPool, mean_pool
+from mmjepa.encoders.pooling import AttentionPool, mean_pool, scan_pool
 
 WIDTH = 8
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
@@ -77,3 +77,10 @@ def test_a_scan_without_tokens_and_impossible_sizes_are_errors(name):
         POOLS[name](torch.zeros(2, 3, WIDTH), torch.tensor([[True] * 3, [False] * 3]))
     with pytest.raises(ValueError, match="multiple of heads"):
         AttentionPool(7, 2)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_without_a_mask_every_token_counts(name):
+    tokens = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(POOLS[name](tokens), POOLS[name](tokens, torch.ones(3, 5).bool()))
+    assert (scan_pool(name, WIDTH)(tokens)).shape == (3, WIDTH)

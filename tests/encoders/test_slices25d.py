@@ -1,14 +1,23 @@
 """Stacks of slices become tokens with places, and a token knows its own stack alone."""
 
+import dataclasses
 import sys
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
 from mmjepa.batch import Layout, VolumeView
+from mmjepa.config import build
+from mmjepa.embed import TrainedRun, embed
 from mmjepa.encoders.slices25d import Slices25D, Slices25DConfig
+from mmjepa.engine.log import read_metrics
+from mmjepa.evaluate.tables import read_embeddings
+from mmjepa.jepa import JEPA, ModelConfig
+from mmjepa.plan import plan
 from mmjepa.predictor import Predictor, PredictorConfig, gather_slots
+from mmjepa.pretrain import RunConfig, pretrain
 from mmjepa.refusal import Refusal
 
 
@@ -18,25 +27,7 @@ def needs_timm(test):
 
 
 @pytest.fixture(scope="module")
-def timm():
-    """timm, also beside a torch of another build than torchvision's: its compiled operators are declared, not used."""
-    library = None
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        library = torch.library.Library("torchvision", "DEF")  # alive for as long as the declarations are needed
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm
-
-    yield timm
-    del library
-
-
-@pytest.fixture(scope="module")
-def model(timm):
+def model():
     torch.manual_seed(0)
     return Slices25D(Slices25DConfig(stack=2, latent=10)).eval()
 
@@ -48,7 +39,7 @@ def crops(n=2, shape=(32, 64, 8), seed=1):
 @needs_timm
 @torch.no_grad()
 @pytest.mark.parametrize("backbone", ["convnext_atto", "resnet10t", "vit_tiny_patch16_224"])
-def test_a_token_is_what_the_backbone_says_of_its_slices_as_channels(timm, backbone):
+def test_a_token_is_what_the_backbone_says_of_its_slices_as_channels(backbone):
     torch.manual_seed(0)
     model = Slices25D(Slices25DConfig(backbone=backbone, stack=2, latent=10)).eval()
     voxels = crops(1, (32, 64, 4))
@@ -91,7 +82,7 @@ def test_places_are_the_centres_of_the_stacks_in_mm(model):
 
 
 @needs_timm
-def test_the_predictor_reads_the_tokens_and_every_weight_learns(timm):
+def test_the_predictor_reads_the_tokens_and_every_weight_learns():
     torch.manual_seed(0)
     model = Slices25D(Slices25DConfig(stack=2, latent=10))
     config = PredictorConfig(kinds=("ct",), latent=10, width=12, heads=2, ffn=16, queries=True, position="continuous")
@@ -115,12 +106,105 @@ def test_slices_that_the_stack_does_not_divide_and_unknown_backbones_are_errors(
     assert unknown.value.code == "ENCODER_ARCHITECTURE"
 
 
-def test_without_timm_the_encoder_is_refused_and_says_what_to_install(monkeypatch):
+def run_config(cohort, out, **ct):
+    """A few steps of pretraining with this encoder; most masks hide stacks of slices."""
+    predictor = {"kinds": ["ct", "ehr", "ct_patch"], "queries": True, "position": "continuous", "depth": 1, "heads": 2}
+    qwen3 = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    values = {
+        "data": str(cohort),
+        "out": str(out),
+        "views": {
+            "kind": "ct_ehr",
+            "crop": [32, 32, 16],
+            "mask": {"probability": {"cross_modal": 0.3, "patches": 0.7}},
+            "patches": {"block": 0.25},
+        },
+        "model": {
+            "ct": {"kind": "slices25d", "backbone": "test_convnext", "stack": 2, "latent": 8, **ct},
+            "ehr": {"architecture": {**qwen3, "num_key_value_heads": 1, "head_dim": 8}, "values": True, "latent": 8},
+            "predictor": {**predictor, "latent": 8, "width": 12, "ffn": 16},
+        },
+        "curriculum": [
+            {"name": "joint", "steps": 3, "train": ["ct", "predictor"], "teacher": {"kind": "ema", "tau": 0.9}}
+        ],
+        "batch": 4,
+        "engine": {"device": "cpu"},
+    }
+    return build(RunConfig, values)
+
+
+@needs_timm
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_a_run_pretrains_saves_and_embeds_with_it(ct_ehr_cohort, tmp_path, pool):
+    config = run_config(ct_ehr_cohort, tmp_path / "run", pool=pool)
+    pretrain(config)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert any("predict.ct_patch" in row for row in rows)
+    assert rows[0]["gradient.ct"] > 0
+    run = TrainedRun(tmp_path / "run")
+    began = dict(TrainedRun(tmp_path / "run", untrained=True).model.named_parameters())
+    still = [n for n, p in run.model.named_parameters() if n.startswith("encoders.ct.") and torch.equal(p, began[n])]
+    assert still == []
+    assert embed(tmp_path / "run", ct_ehr_cohort, tmp_path / "z.parquet")["width"] == 16
+    z = read_embeddings(tmp_path / "z.parquet").z
+    assert np.isfinite(z).all()
+    assert (z[:, :8].std(axis=0) > 0).all()
+
+
+@needs_timm
+def test_its_cost_is_planned_on_the_modules_that_a_run_builds(tmp_path):
+    config = run_config(".", ".")
+    made = plan(config)
+    model = Slices25D(config.model.ct)
+    assert made["parameters"]["ct"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert made["per_step"]["volume_tokens"] == 4 * 8
+    longer = plan(dataclasses.replace(config, views=dataclasses.replace(config.views, crop=(64, 32, 16))))
+    head = (
+        2 * model.head.weight.numel() * 32 * 3
+    )  # of 32 tokens; a pass forward and two backward, the teacher's forward
+    one, two = (p["phases"][0]["flops_per_step"]["ct"] - head * 4 / 3 for p in (made, longer))
+    assert two == pytest.approx(2 * one, rel=0.05)  # twice the pixels of every slice
+    assert longer["memory"]["activations"] > made["memory"]["activations"]
+
+
+@needs_timm
+def test_a_backbone_that_keeps_running_statistics_is_refused_for_a_run():
+    with pytest.raises(Refusal) as refused:
+        JEPA(ModelConfig(ct=Slices25DConfig(backbone="resnet10t", latent=96)))
+    assert refused.value.code == "ENCODER_ARCHITECTURE"
+    assert "bn1" in refused.value.message
+
+
+def test_without_timm_a_run_is_refused_says_what_to_install_and_leaves_nothing(ct_ehr_cohort, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(Refusal) as missing:
+    config = run_config(ct_ehr_cohort, tmp_path / "run")
+    for start in (pretrain, plan):
+        with pytest.raises(Refusal) as missing:
+            start(config)
+        assert missing.value.code == "EXTRA_MISSING"
+        assert "mmjepa[timm]" in missing.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "torchvision does not match this torch"),
+        ("raise OSError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13"),
+        ("import a_package_that_is_nowhere", "a_package_that_is_nowhere"),
+        ("from math import no_such_name", "no_such_name"),
+    ],
+)
+def test_a_timm_that_fails_at_import_is_refused_as_broken_not_as_absent(tmp_path, monkeypatch, fault, says):
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text(fault)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(Refusal) as broken:
         Slices25D(Slices25DConfig())
-    assert missing.value.code == "PACKAGE_MISSING"
-    assert "mmjepa[timm]" in missing.value.hint
+    assert broken.value.code == "PACKAGE_BROKEN"
+    assert says in broken.value.message
 
 
 def test_an_impossible_size_is_an_error():

@@ -12,7 +12,7 @@ from mmjepa.cohort import Cohort
 from mmjepa.ct.store import VolumeStore
 from mmjepa.ct.window import windowed
 from mmjepa.keyed import generator
-from mmjepa.masking import CellMaskConfig, draw_cells
+from mmjepa.masking import CellMaskConfig, PatchMaskConfig, draw_cells
 from mmjepa.refusal import Refusal
 from mmjepa.sample import CtEhrViews, ct_ehr, open_sampler
 from mmjepa.sample.ct_ehr import DAY_US, KINDS
@@ -27,10 +27,10 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("fitted")
 
 
-def opened(cohort, folder, splits=None, **views):
+def opened(cohort, folder, splits=None, patch=8, **views):
     settings = {"crop": (16, 16, 16), "mask": MIXED} | views
     return open_sampler(
-        CtEhrViews(**settings), Cohort.open(cohort), folder, patch=8, language_model=None, seed=0, splits=splits
+        CtEhrViews(**settings), Cohort.open(cohort), folder, patch=patch, language_model=None, seed=0, splits=splits
     )
 
 
@@ -235,6 +235,21 @@ def test_patches_split_one_scan_into_visible_and_hidden_places(ct_ehr_cohort, fo
     assert batch.views[0].keep.shape == (2, 16)
 
 
+def test_tokens_that_are_stacks_of_slices_are_hidden_and_placed_along_z(ct_ehr_cohort, folder):
+    settings = {"mask": CellMaskConfig(probability={"patches": 1.0}), "patches": PatchMaskConfig(block=0.25)}
+    sampler = opened(ct_ehr_cohort, folder, patch=(None, None, 2), **settings)
+    assert sampler.grid == (1, 1, 8)
+    batch = sampler.batch([(0, 0), (0, 1)])
+    assert batch.views[0].keep.shape == (2, 2)
+    for row in range(2):
+        slots = contents(batch, row)
+        assert [place for _, _, place, _, _ in slots] == [(0.0, 0.0, pytest.approx(s[4][2] / 7)) for s in slots]
+        seen, hidden = ({s[4][2] for s in slots if s[3] == target} for target in (False, True))
+        assert len(seen) == 2
+        assert 2 <= len(hidden) <= 4
+        assert not seen & hidden
+
+
 def test_days_are_counted_from_the_latest_date_in_the_context(sampler):
     """So that a forecast is not told by its context's clock that there will be a follow-up."""
     found = 0
@@ -294,10 +309,12 @@ def test_records_without_splits_are_all_used(ct_ehr_cohort, folder):
     assert len(made) == len(opened(ct_ehr_cohort, folder))
 
 
-def test_a_patch_that_does_not_fit_is_refused(ct_ehr_cohort, folder):
+@pytest.mark.parametrize(("patch", "crop"), [(8, (20, 16, 16)), ((None, None, 3), (20, 16, 16))])
+def test_a_token_that_does_not_fit_is_refused(ct_ehr_cohort, folder, patch, crop):
     with pytest.raises(Refusal) as refused:
-        opened(ct_ehr_cohort, folder, crop=(20, 16, 16))
+        opened(ct_ehr_cohort, folder, patch=patch, crop=crop)
     assert refused.value.code == "CONFIG_VALUE"
+    assert "views.crop" in refused.value.message
 
 
 class Reconstructed(VolumeStore):
