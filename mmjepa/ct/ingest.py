@@ -4,22 +4,19 @@ One rule: a series is loaded exactly, or refused with a code, or counted as skip
 """
 
 import json
-import os
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
 
 from mmjepa import __version__, progress
-from mmjepa.ct import dicom, enhanced, nifti, series
-from mmjepa.ct.dicom import ENHANCED, HEAD_BYTES, Left, Slice
-from mmjepa.ct.manifest import Skip, manifest_of, write_index, write_manifest
+from mmjepa.ct import nifti, resume, series
+from mmjepa.ct.manifest import manifest_of, write_index, write_manifest
+from mmjepa.ct.scan import scan
 from mmjepa.ct.store import transform_hash, voxel_file, write_voxels
-from mmjepa.ct.volume import Candidate, Settings, Volume, relative, spacing_mm
+from mmjepa.ct.volume import Candidate, Settings, Volume, spacing_mm
 from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
@@ -43,7 +40,8 @@ def ingest_images(
     and as a table of what was refused, skipped or corrected ``out/ct/manifest.csv``).
 
     Writes ``ct/volumes/<image_id>.npy`` (or ``.b2nd``; int16 HU [X, Y, Z], RAS+) with a sidecar ``.json``, and ``ct/index.parquet``. A second
-    run decodes nothing again: a volume whose files and settings are the same counts as unchanged. The result does not depend on
+    run opens no file again whose size, times and inode are the same, nor decodes a volume whose files and settings are: it counts
+    as unchanged (see ``mmjepa.ct.resume``). The result does not depend on
     ``workers``. The other arguments: see ``mmjepa.ct.volume.Settings``.
 
     Raises Refusal for what concerns the whole run: SOURCE_MISSING, OUT_IN_SOURCE, IDENTITY_IN_COHORT, CT_SETTINGS, CT_EMPTY,
@@ -56,15 +54,20 @@ def ingest_images(
     transform = {**asdict(settings), "version": __version__}
     _check_transform(out / "ct" / "manifest.json", transform)
 
-    found, crosswalk, skipped, files = scan(source, crosswalk, settings)
-    rows = _ingest_all(found, out / "ct" / "volumes", settings, transform, workers)
-    manifest = manifest_of(rows, skipped, files, transform, crosswalk.paired)
-    if not found:
+    key = resume.key_of(crosswalk, transform)
+    scanned = scan(source, crosswalk, settings, resume.recall(out / "ct", key))
+    rows = scanned.rows + _ingest_all(scanned.found, out / "ct" / "volumes", settings, transform, workers)
+    rows.sort(key=lambda row: row["image_id"])
+    manifest = manifest_of(rows, scanned.skips, scanned.files, transform, crosswalk.paired)
+    if not rows:
         write_manifest(manifest, out / "ct")
         seen = ", ".join(f"{n} {code}" for code, n in manifest["skipped"].items())
-        raise Refusal("CT_EMPTY", f"no CT image among {files} files in {source}" + (f" ({seen})" if seen else ""))
+        raise Refusal(
+            "CT_EMPTY", f"no CT image among {scanned.files} files in {source}" + (f" ({seen})" if seen else "")
+        )
     write_index(rows, out / "ct" / "index.parquet")
     write_manifest(manifest, out / "ct")
+    resume.remember(out / "ct", key, scanned.entries, scanned.groups)
     return manifest
 
 
@@ -83,106 +86,6 @@ def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
             f"{manifest.parent} was made with other settings or another version",
             "Name another out, or delete that folder and ingest again",
         )
-
-
-def scan(source: Path, crosswalk: Crosswalk, settings: Settings) -> tuple[list[Candidate], Crosswalk, list[Skip], int]:
-    """Find what could be a volume, by headers alone: candidates in the order of image_id, the crosswalk with every patient
-    numbered (where it numbers), the files that were skipped, and how many files there are."""
-    skipped: dict[Path, tuple[int, Left]] = {}
-    slices: list[Slice] = []
-    niftis: list[Path] = []
-    tables: list[Path] = []
-    unreadable: list[tuple[str, Refusal]] = []
-    paths = _walk(source)
-    with dicom.quiet():  # once: it costs as much as a header
-        for number, path in enumerate(progress.track(paths, "reading headers"), start=1):
-            try:
-                kind, head = _kind(path, number)
-                parts = _headers(path, number, head) if kind == "dicom" else Left("CT_NOT_DICOM")
-            except Refusal as refusal:
-                unreadable.append((relative(path, source), refusal))
-                continue
-            if kind == "table":
-                tables.append(path)
-            elif kind == "nifti":
-                niftis.append(path)
-            elif isinstance(parts, Left):
-                skipped[path] = number, parts
-            else:
-                slices += parts
-    if len(tables) > 1:
-        raise Refusal(
-            "IMAGES_CSV_SEVERAL", f"{len(tables)} files {nifti.TABLE} in {source}", "Keep one, above all NIfTI files"
-        )
-    table = tables[0] if tables else None
-    crosswalk = crosswalk.numbered(
-        {part.patient_id for part in slices} - {""} | (nifti.patients(table) if table else set())
-    )
-    single = series.without_copies(slices)
-    kept = {part.path for part in single}
-    skipped |= {part.path: (part.number, Left("CT_DUPLICATE_FILE")) for part in slices if part.path not in kept}
-    found = series.candidates(single, crosswalk, settings)
-    found += nifti.candidates(niftis, source, table, crosswalk, settings)
-    found += [Candidate(crosswalk.image_id(f"file:{name}"), "dicom", refusal=why) for name, why in unreadable]
-    skips = [
-        Skip(number, crosswalk.image_id(f"file:{relative(path, source)}"), left.code)
-        for path, (number, left) in skipped.items()
-    ]
-    return _in_order(found), crosswalk, sorted(skips), len(paths)
-
-
-def _headers(path: Path, number: int, head: bytes) -> list[Slice] | Left:
-    """The slices of one file, or why it is skipped."""
-    header = dicom.read_header(path, number, head)
-    if isinstance(header, Left):
-        return header
-    return enhanced.frames(header) if header.sop_class in ENHANCED else [header]
-
-
-def _walk(source: Path) -> list[Path]:
-    """Every file below ``source`` in a fixed order, through links to folders too, each folder once.
-
-    A folder that cannot be listed is refused, or its images would vanish.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise Refusal("SOURCE_UNREADABLE", f"a folder in {source} cannot be listed ({error.strerror})")
-
-    paths = []
-    seen = set()
-    for folder, below, names in os.walk(source, onerror=refuse, followlinks=True):
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((facts.st_dev, facts.st_ino))
-        below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-        paths += [Path(folder) / name for name in names]
-    return sorted(paths)
-
-
-def _kind(path: Path, number: int) -> tuple[str, bytes]:
-    """What a file is, and its first bytes."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
-            return "other", b""
-        if path.name == nifti.TABLE:
-            return "table", b""
-        with open(path, "rb", buffering=0) as handle:
-            head = handle.read(HEAD_BYTES)
-    except OSError as error:
-        raise Refusal("CT_UNREADABLE", f"file {number} cannot be read ({error.strerror})") from None
-    if nifti.looks_like_nifti(path, head):
-        return "nifti", head
-    return ("dicom" if dicom.looks_like_dicom(head) else "other"), head
-
-
-def _in_order(found: Iterable[Candidate]) -> list[Candidate]:
-    ordered = sorted(found, key=lambda candidate: candidate.image_id)
-    for one, next_one in pairwise(ordered):
-        if one.image_id == next_one.image_id:
-            raise Refusal("IMAGE_ID_TWICE", f"two volumes get the image_id {one.image_id}", "Use another salt")
-    return ordered
 
 
 def _ingest_all(

@@ -28,6 +28,7 @@ _MEANINGS = {
     "CT_LOCALIZER": "localizer (scout)",
     "CT_DUPLICATE_FILE": "copy of another file",
     "CT_SPLIT_SERIES": "the series holds several stacks, each judged alone",
+    "CT_SKIPPED_IN_SERIES": "a skipped file of the same series and orientation may have been a slice of this volume",
     "CT_DERIVED": "derived or secondary image: a reformat",
     "CT_NO_TIME": "no acquisition time",
     "CT_GANTRY_TILT": "tilted gantry: straightened by resampling within the slices",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmjepa.ct.dicom import ENHANCED, Slice
+from mmjepa.ct.dicom import ENHANCED, Left, Slice
 from mmjepa.ct.geometry import SAME_PLACE_MM, affine_ras, check_geometry, heights_mm, straighten
 from mmjepa.ct.pixels import Opened, check_decoder
 from mmjepa.ct.volume import SPACING_MM, Candidate, Settings, Volume, canonical, check_hu
@@ -17,6 +17,7 @@ from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
 _FARTHEST_MM = 1e5
+_COULD_BE_SLICES = {"CT_NOT_CT", "CT_SOP_CLASS"}
 _CHEST = {"CHEST", "LUNG", "LUNGS", "THORAX"}
 _PHOTOMETRIC = {"MONOCHROME1", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _RESCALE_TYPES = {"OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
@@ -52,30 +53,37 @@ def _pixel_hash(part: Slice) -> str:
         return f"unreadable {part.number}"
 
 
-def candidates(slices: Sequence[Slice], crosswalk: Crosswalk, settings: Settings) -> list[Candidate]:
-    """Group slices into stacks and judge each by its headers. One SeriesInstanceUID may hold several stacks."""
+def candidates(
+    slices: Sequence[Slice], crosswalk: Crosswalk, settings: Settings, left: Sequence[Left] = ()
+) -> list[Candidate]:
+    """Group slices into stacks and judge each by its headers. One SeriesInstanceUID may hold several stacks.
+
+    left: files that were skipped; a stack that one of them may have belonged to is flagged (CT_SKIPPED_IN_SERIES).
+    """
     series: dict[str, list[Slice]] = defaultdict(list)
     for part in slices:
         series[part.series_uid].append(part)
+    lost = {(part.series_uid, _direction(part)) for part in left if part.code in _COULD_BE_SLICES and part.orientation}
     found = []
     for uid, parts in series.items():
+        group = crosswalk.image_id(uid)
         try:
             _check_series(parts)
+            stacks = split(parts)
+            if len(stacks) > 1 and any(part.frame is not None for part in parts):
+                raise Refusal(
+                    "CT_ENHANCED_UNSUPPORTED",
+                    f"enhanced CT has {len(stacks)} stacks",
+                    "Export each stack as its own series",
+                )
         except Refusal as refusal:
-            found.append(Candidate(crosswalk.image_id(uid), "dicom", refusal=refusal))
-            continue
-        stacks = split(parts)
-        if len(stacks) > 1 and any(part.frame is not None for part in parts):
-            refusal = Refusal(
-                "CT_ENHANCED_UNSUPPORTED",
-                f"enhanced CT has {len(stacks)} stacks",
-                "Export each stack as its own series",
-            )
-            found.append(Candidate(crosswalk.image_id(uid), "dicom", refusal=refusal))
+            found.append(Candidate(group, "dicom", refusal=refusal, group=group))
             continue
         for k, stack in enumerate(stacks, start=1):
-            image_id = crosswalk.image_id(uid if len(stacks) == 1 else f"{uid}#{k}")
-            found.append(_judge(image_id, stack, len(stacks), crosswalk, settings))
+            image_id = group if len(stacks) == 1 else crosswalk.image_id(f"{uid}#{k}")
+            flags = ["CT_SPLIT_SERIES"] if len(stacks) > 1 else []
+            flags += ["CT_SKIPPED_IN_SERIES"] if (uid, _direction(stack[0])) in lost else []
+            found.append(replace(_judge(image_id, stack, flags, crosswalk, settings), group=group))
     return found
 
 
@@ -119,8 +127,7 @@ def split(parts: Sequence[Slice]) -> list[list[Slice]]:
     """
     by_geometry: dict[tuple, list[Slice]] = defaultdict(list)
     for part in parts:
-        orientation = tuple(round(value, 4) + 0.0 for value in part.orientation or ())
-        by_geometry[(orientation, part.pixel_spacing, part.shape, part.stack)].append(part)
+        by_geometry[(_direction(part), part.pixel_spacing, part.shape, part.stack)].append(part)
     stacks = []
     for key in sorted(by_geometry):
         stack = by_geometry[key]
@@ -132,13 +139,18 @@ def split(parts: Sequence[Slice]) -> list[list[Slice]]:
     return stacks
 
 
+def _direction(part: Slice | Left) -> tuple[float, ...]:
+    return tuple(round(value, 4) + 0.0 for value in part.orientation or ())
+
+
 def _repeats(stack: Sequence[Slice]) -> int:
     return int((np.diff(np.sort(heights_mm(stack))) <= SAME_PLACE_MM).sum())
 
 
-def _judge(image_id: str, stack: Sequence[Slice], siblings: int, crosswalk: Crosswalk, settings: Settings) -> Candidate:
+def _judge(
+    image_id: str, stack: Sequence[Slice], flags: list[str], crosswalk: Crosswalk, settings: Settings
+) -> Candidate:
     first = stack[0]
-    flags = ["CT_SPLIT_SERIES"] if siblings > 1 else []
     if "DERIVED" in first.image_type[:1] or "SECONDARY" in first.image_type[1:2]:
         flags.append("CT_DERIVED")
     found = Candidate(image_id, "dicom", flags=tuple(flags))

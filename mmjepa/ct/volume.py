@@ -76,6 +76,7 @@ class Candidate:
     maker: str = ""
     flags: tuple[str, ...] = ()
     refusal: Refusal | None = None
+    group: str = ""  # what it is judged with: a hash of its series, or of its file
 
 
 @dataclass

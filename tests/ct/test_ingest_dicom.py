@@ -474,7 +474,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
     ]
     assert manifests[0] == manifests[1]
     files = sorted(path.relative_to(tmp_path / "out1") for path in (tmp_path / "out1").rglob("*.*"))
-    assert len(files) == 3 * 2 + 3
+    assert len(files) == 3 * 2 + 4
     for name in files:
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
 
