@@ -1,5 +1,9 @@
 """The volume encoder computes what it may see, and nothing else."""
 
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
@@ -178,6 +182,21 @@ def test_compiled_in_one_graph_the_result_and_gradients_are_the_same(settings):
     compiled = loss_and_gradients(model, torch.compile(model.tokens, backend="aot_eager", fullgraph=True))
     for ours, theirs in zip(plain, compiled, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").is_file(),
+    reason="needs a C++ compiler and Python's headers",
+)
+def test_compiled_to_machine_code_the_result_and_gradients_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = encoder(depth=1)
+    plain = loss_and_gradients(model, model.tokens)
+    compiled = loss_and_gradients(model, torch.compile(model.tokens, fullgraph=True))
+    for ours, theirs in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    assert list(tmp_path.rglob("*.so"))  # it was compiled, not run as it is
 
 
 def test_in_bfloat16_the_result_and_gradients_are_the_same_within_its_precision(model):
