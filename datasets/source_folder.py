@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmjepa import console, progress
-from mmjepa.ct.dicom import Slice, looks_like_dicom, read_header
+from mmjepa.ct.dicom import Left, Slice, looks_like_dicom, read_header
 from mmjepa.ct.series import first_moment
 from mmjepa.files import atomic_path, fresh_folder
 from mmjepa.identity import COLUMNS, Crosswalk, salt_at
@@ -153,13 +153,13 @@ def read_series(images: Path) -> tuple[list[Series], Counter[str]]:
         try:
             with open(path, "rb") as handle:
                 is_dicom = looks_like_dicom(handle.read(132))
-            header = read_header(path, number) if is_dicom else "CT_NOT_DICOM"
+            header = read_header(path, number) if is_dicom else Left("CT_NOT_DICOM")
         except Refusal as refusal:
-            header = refusal.code
+            header = Left(refusal.code)
         if isinstance(header, Slice):
             slices.setdefault((header.patient_id, header.series_uid), []).append(header)
         else:
-            skipped[header] += 1
+            skipped[header.code] += 1
     found = [
         Series(patient, uid, first_moment(parts), tuple(part.sop_uid for part in parts))
         for (patient, uid), parts in sorted(slices.items())

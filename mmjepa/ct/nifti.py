@@ -44,9 +44,7 @@ TABLE = "images.csv"
 COLUMNS = ("file", "patient_id", "time")
 RESCALE_COLUMNS = ("slope", "intercept")
 _AIR_HU, _TISSUE_HU = (HU_FLOOR, -200), (-200, 300)  # below the floor is padding, which raw values have too
-_LEAST_SHARE = (
-    0.02  # of air or lung, of soft tissue; a chest has over 30 % of each, a chest off by 1024 HU under 0.2 % of one
-)
+_LEAST_SHARE = 0.02  # of each; a chest has over 30 %, one that is off by 1024 HU under 0.2 % of one of them
 
 
 class File(NamedTuple):
@@ -284,7 +282,7 @@ def _check_values(values: np.ndarray, settings: Settings) -> None:
     if settings.nifti_hu == "as-is" or min(air, tissue) >= _LEAST_SHARE:
         return
     found = (
-        f"{air:.1%} of the voxels like air or lung, {tissue:.1%} like soft tissue, want >= {_LEAST_SHARE:.0%} of each"
+        f"{air:.1%} of the voxels are like air or lung, {tissue:.1%} like soft tissue, want {_LEAST_SHARE:.0%} of each"
     )
     if settings.nifti_hu == "csv":
         raise Refusal("CT_HU_IMPLAUSIBLE", found, "Were they HU before the rescale? Then set nifti_hu=as-is")
