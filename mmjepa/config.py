@@ -42,12 +42,17 @@ def _based(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``, mappings merged key by key."""
+    """``over`` laid on ``base``, mappings merged key by key; one that states another ``kind`` than ``base`` does replaces it."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if _same_kind(old, value) else value
     return merged
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    mappings = isinstance(old, Mapping) and isinstance(new, Mapping)
+    return mappings and not ("kind" in old and "kind" in new and old["kind"] != new["kind"])
 
 
 def override(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:

@@ -93,6 +93,13 @@ def test_merging_keeps_what_is_not_stated_and_changes_neither_side(base, over):
     assert all(merged[key] == base[key] for key in base.keys() - over.keys())
 
 
+def test_a_mapping_of_another_kind_replaces_the_old_one_whole():
+    base = {"ct": {"kind": "vit3d", "patch": 8, "latent": 96}}
+    assert merge(base, {"ct": {"kind": "vit3d", "patch": 4}}) == {"ct": {"kind": "vit3d", "patch": 4, "latent": 96}}
+    assert override(base, ["ct.kind=slices25d", "ct.stack=4"]) == {"ct": {"kind": "slices25d", "stack": 4}}
+    assert merge({"ct": {"patch": 8}}, {"ct": {"kind": "vit3d"}}) == {"ct": {"patch": 8, "kind": "vit3d"}}
+
+
 def test_arguments_override_nested_keys_and_are_read_as_yaml():
     values = override(
         {"optim": {"lr": 1.0, "kind": "sgd"}}, ["optim.lr=1e-4", "steps=null", "size_mm=[3, 4.0]", "out=a=b"]

@@ -1,8 +1,10 @@
 """Stacks of slices become tokens with places, and a token knows its own stack alone."""
 
 import dataclasses
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,10 @@ from mmjepa.encoders.slices25d import Slices25D, Slices25DConfig
 from mmjepa.engine.log import read_metrics
 from mmjepa.evaluate.tables import read_embeddings
 from mmjepa.jepa import JEPA, ModelConfig
-from mmjepa.plan import plan
+from mmjepa.masking import check_patches
+from mmjepa.plan import plan, plan_file
 from mmjepa.predictor import Predictor, PredictorConfig, gather_slots
-from mmjepa.pretrain import RunConfig, pretrain
+from mmjepa.pretrain import RunConfig, pretrain, read_config
 from mmjepa.refusal import Refusal
 
 
@@ -166,6 +169,17 @@ def test_its_cost_is_planned_on_the_modules_that_a_run_builds(tmp_path):
     one, two = (p["phases"][0]["flops_per_step"]["ct"] - head * 4 / 3 for p in (made, longer))
     assert two == pytest.approx(2 * one, rel=0.05)  # twice the pixels of every slice
     assert longer["memory"]["activations"] > made["memory"]["activations"]
+
+
+@needs_timm
+def test_the_small_recipe_takes_it_on_the_command_line(tmp_path):
+    small = (Path(__file__).parents[2] / "recipes" / "configs" / "ct_ehr_small.yaml").read_text()
+    (tmp_path / "small.yaml").write_text(small)
+    told = re.search(r"(model\.ct\.kind=\S+) (model\.ct\.stack=\S+) (views\.patches\.block=\S+)", small)
+    made = plan_file(tmp_path / "small.yaml", [*told.groups(), "model.ct.backbone=test_convnext"])
+    assert made["per_step"]["volume_length"] == 32 // 2
+    config = read_config(tmp_path / "small.yaml", ["data=.", "out=.", *told.groups()])
+    check_patches((1, 1, 16), config.views.patches)
 
 
 @needs_timm
