@@ -26,6 +26,7 @@ from mmjepa.refusal import Refusal
 
 HEAD_BYTES = 1 << 14  # holds most headers
 _LONG_HEAD_BYTES = 1 << 20
+_MOST_VOXEL_BYTES = 1 << 40
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -124,10 +125,10 @@ def read_header(path: Path, number: int, head: bytes = b"") -> Slice | Left:
     Raises Refusal CT_UNREADABLE for a header that cannot be parsed or names no series, CT_OUT_OF_LIMITS.
     """
     try:
+        head = head or _head(path, HEAD_BYTES)
         header = elements.read(head)
-        if header is None and len(head) in (0, HEAD_BYTES):  # there may be more
-            with open(path, "rb") as handle:
-                header = elements.read(handle.read(_LONG_HEAD_BYTES))
+        if header is None and len(head) == HEAD_BYTES:  # there may be more
+            header = elements.read(_head(path, _LONG_HEAD_BYTES))
         if header:
             return _judge(header.values, header.meta, path, number, header.end)
         with quiet(), header_file(path) as handle:
@@ -140,6 +141,11 @@ def read_header(path: Path, number: int, head: bytes = b"") -> Slice | Left:
         raise
     except Exception:  # pydicom raises whatever the broken bytes lead to, and quotes them
         raise Refusal("CT_UNREADABLE", f"header of file {number} cannot be parsed") from None
+
+
+def _head(path: Path, size: int) -> bytes:
+    with open(path, "rb") as handle:
+        return handle.read(size)
 
 
 def _judge(
@@ -209,7 +215,8 @@ def _plain(data: Values, syntax: str, end: int) -> Plain | None:
 def _inflated_bytes(data: Values) -> int:
     """What a deflated data set may unpack to, by its header."""
     tags = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
-    return HEADER_BYTES + math.prod(int((floats_of(data, name, 1) or (1,))[0]) for name in tags) // 8
+    voxels = math.prod(int((floats_of(data, name, 1) or (1,))[0]) for name in tags) // 8
+    return HEADER_BYTES + min(max(voxels, 0), _MOST_VOXEL_BYTES)
 
 
 def kernel_of(data: Values) -> str:

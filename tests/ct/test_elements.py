@@ -194,6 +194,20 @@ def test_a_small_deflated_file_that_unpacks_to_much_is_refused_in_little_memory(
     assert peak < 145 << 20
 
 
+@pytest.mark.parametrize("frames", [b"-9999999", b"999999999999"])
+def test_a_deflated_file_that_announces_an_impossible_size_stops_no_run(tmp_path, frames):
+    number = (
+        b"\x28\0\x08\0IS"
+        + len(frames + b" " * (len(frames) % 2)).to_bytes(2, "little")
+        + frames.ljust(-(-len(frames) // 2) * 2)
+    )
+    write_deflated(
+        tmp_path / "source", lambda content: [content.replace(b"\x28\0\x10\0US", number + b"\x28\0\x10\0US")]
+    )
+    manifest = ingest_images(tmp_path / "source", tmp_path / "out", crosswalk=Crosswalk.none("salt for tests"))
+    assert manifest["accepted"] + sum(manifest["refused"].values()) == 1
+
+
 def test_an_honest_deflated_series_loads(tmp_path):
     write_deflated(tmp_path / "source", lambda content: [content])
     assert (

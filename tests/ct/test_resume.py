@@ -241,12 +241,16 @@ def test_the_memory_holds_no_identifier_path_or_date(source, tmp_path):
     assert set(table["code"].to_pylist()) == {"", "CT_NOT_DICOM", "CT_NOT_CT", "CT_DUPLICATE_FILE"}
 
 
-def test_a_volume_is_flagged_where_a_skipped_file_may_have_been_its_slice(source, tmp_path):
-    uid = write_series(source / "scout", "P1")
-    write_slice(source / "scout/l.dcm", uid, 9, "P1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    uid = write_series(source / "across", "P1")
-    write_slice(source / "across/s.dcm", uid, 9, "P1", Modality="SR", ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
+@pytest.mark.parametrize("broken", [{"Modality": "C"}, {"SOPClassUID": "1.2.3"}])
+def test_a_volume_is_flagged_where_a_skipped_file_may_have_been_its_slice(source, tmp_path, broken):
+    uid = str(pydicom.dcmread(source / "b/0.dcm").SeriesInstanceUID)
+    write_slice(source / "b/5.dcm", uid, 5, "P2", **broken)
+    scout = write_series(source / "scout", "P1")
+    write_slice(source / "scout/l.dcm", scout, 9, "P1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    across = write_series(source / "across", "P1")
+    write_slice(source / "across/s.dcm", across, 9, "P1", Modality="SR", ImageOrientationPatient=[0, 1, 0, 0, 0, -1])
     manifest, _ = ingest(source, tmp_path / "out")
     flagged = [row["image_id"] for row in manifest["volumes"] if "CT_SKIPPED_IN_SERIES" in row["flags"]]
-    assert flagged == [CROSSWALK.image_id(str(pydicom.dcmread(source / "lost/0.dcm").SeriesInstanceUID))]
+    lost = str(pydicom.dcmread(source / "lost/0.dcm").SeriesInstanceUID)
+    assert set(flagged) == {CROSSWALK.image_id(uid), CROSSWALK.image_id(lost)}
     assert "may have been a slice" in (tmp_path / "out/ct/manifest.csv").read_text()
