@@ -15,6 +15,10 @@ import numpy as np
 
 from mmjepa.ct.crop import Size
 from mmjepa.ct.dicom import Slice
+from mmjepa.ct.ingest import scan
+from mmjepa.ct.store import VolumeStore
+from mmjepa.ct.volume import Settings
+from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
 _MAX_BYTES = 1 << 20
@@ -38,6 +42,24 @@ class Box:
     label: str
     low: Size
     high: Size
+
+
+def read_boxes(
+    annotations: Path | str, source: Path | str, store: VolumeStore, crosswalk: Crosswalk
+) -> tuple[dict[str, list[Box]], Counter[str]]:
+    """The boxes of every stored volume that has any, by image_id, and how many annotation files were refused, by code.
+
+    source, crosswalk: the DICOM folder that the store was ingested from and the same crosswalk; its headers are read again, because
+    the store does not keep the UIDs that the annotations are named after.
+    Raises Refusal BOXES_MISSING, and BOX_OUTSIDE when a box lies beyond the volume of its slice.
+    """
+    drawn, refused = read_voc(annotations)
+    stored, boxes = set(store.index["image_id"]), {}
+    for found in scan(Path(source), crosswalk, Settings())[0]:
+        if found.kind == "dicom" and found.image_id in stored:
+            image = found.image_id
+            boxes[image] = boxes_in_volume(drawn, found.parts, store.affine(image), store.shape(image))
+    return {image: some for image, some in boxes.items() if some}, refused
 
 
 def read_voc(folder: Path | str) -> tuple[dict[str, list[SliceBox]], Counter[str]]:

@@ -40,8 +40,8 @@ class Crop:
         return mask
 
 
-def crop_around(voxels: Voxels, centre: Triple, size: Size) -> Crop:
-    """The ``size`` voxels around ``centre``. Only what the crop needs is read."""
+def crop_around(voxels: Voxels, centre: Triple, size: Size, out: np.ndarray | None = None) -> Crop:
+    """The ``size`` voxels around ``centre``, written to ``out`` (int16) when given. Only what the crop needs is read."""
     starts, inside, region = [], [], []
     for place, n, length in zip(centre, voxels.shape, size, strict=True):
         start = int(np.floor(place - (length - 1) / 2 + 0.5))
@@ -50,13 +50,12 @@ def crop_around(voxels: Voxels, centre: Triple, size: Size) -> Crop:
         region.append(slice(low, max(low, high)))
         inside.append(slice(low - start, max(low, high) - start))
     part = voxels[tuple(region)]
+    hu = np.empty(size, dtype=np.int16) if out is None else out  # a slice of a memory map would keep the map open
     x, y, z = starts
     a, b, c = inside
-    if part.shape == tuple(size):
-        return Crop(np.array(part), (x, y, z), (a, b, c))  # a copy: a slice of a memory map would keep it open
-    hu = np.full(size, AIR_HU, dtype=np.int16)
-    if part.size:
-        hu[a, b, c] = part
+    if part.shape != tuple(size):
+        hu.fill(AIR_HU)
+    hu[a, b, c] = part
     return Crop(hu, (x, y, z), (a, b, c))
 
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ __all__ = ["AIR_HU", "FORMATS", "VolumeStore", "transform_hash", "voxel_file", "
 Format = Literal["npy", "blosc2"]
 FORMATS = {"npy": ".npy", "blosc2": ".b2nd"}
 _CHUNK = 64
-_OPEN = 8  # volumes kept open by a store
+_OPEN = 32  # volumes kept open by a store: each a file handle and a range of addresses, no memory
 
 
 def write_voxels(folder: Path, image_id: str, hu: np.ndarray, form: Format = "npy") -> dict[str, Any]:
@@ -66,6 +66,15 @@ def transform_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+class _Open(NamedTuple):
+    """What is kept of a volume that was opened: its sidecar and voxel file, and how they were found."""
+
+    files: tuple[str, str]
+    stamps: tuple[Any, Any]
+    voxels: Voxels
+    sidecar: dict[str, Any]
+
+
 class VolumeStore:
     """Read access to ``<cohort>/ct``. It may be pickled into workers: what it holds open stays behind.
 
@@ -81,9 +90,10 @@ class VolumeStore:
         try:
             self.index = pd.read_parquet(path)
             self._row_of = {image_id: n for n, image_id in enumerate(self.index["image_id"])}
+            self._source_hashes = list(self.index["source_hash"])
         except (OSError, ValueError, KeyError):
             raise Refusal("INDEX_BROKEN", f"{path} is not an image index", "Ingest the images again") from None
-        self._open: OrderedDict[str, tuple[Any, Voxels, dict[str, Any]]] = OrderedDict()
+        self._open: OrderedDict[str, _Open] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -96,7 +106,7 @@ class VolumeStore:
 
     def hu(self, image_id: str) -> Voxels:
         """int16 HU [X, Y, Z] in RAS+, read-only and read from the disk where they are sliced; ``numpy.asarray`` reads them all."""
-        return self._opened(image_id)[0]
+        return self._opened(image_id).voxels
 
     def shape(self, image_id: str) -> Size:
         """Voxels along R, A, S."""
@@ -110,7 +120,7 @@ class VolumeStore:
 
     def affine(self, image_id: str) -> np.ndarray:
         """4 x 4, voxel index -> RAS mm, float64."""
-        return np.array(self._opened(image_id)[1]["affine"], dtype=np.float64)
+        return np.array(self._opened(image_id).sidecar["affine"], dtype=np.float64)
 
     def voxel(self, image_id: str, point_ras_mm: Triple) -> Triple:
         """The (continuous) voxel index of a point in RAS mm."""
@@ -133,35 +143,34 @@ class VolumeStore:
         """The voxels of ``crop``: int16 HU [X, Y, Z]."""
         return self.crop(image_id, size, centre).hu
 
-    def _row(self, image_id: str) -> pd.Series:
+    def _known(self, image_id: str) -> int:
         if image_id not in self._row_of:
             raise Refusal("IMAGE_UNKNOWN", f"image {image_id} is not in {self.folder / 'index.parquet'}")
-        return self.index.iloc[self._row_of[image_id]]
+        return self._row_of[image_id]
 
-    def _opened(self, image_id: str) -> tuple[Voxels, dict[str, Any]]:
+    def _row(self, image_id: str) -> pd.Series:
+        return self.index.iloc[self._known(image_id)]
+
+    def _opened(self, image_id: str) -> _Open:
         """Voxels and sidecar; those opened last are kept, and opened anew when a file was touched."""
         known = self._open.get(image_id)
-        if known and known[0] == [_stamp(path) for path in self._files(image_id, known[2])]:
+        if known and known.stamps == tuple(map(_stamp, known.files)):
             self._open.move_to_end(image_id)
-            return known[1], known[2]
+            return known
         self._open.pop(image_id, None)
-        sidecar = self._sidecar(image_id)
-        stamps = [_stamp(path) for path in self._files(image_id, sidecar)]
-        voxels = _read_voxels(self._files(image_id, sidecar)[1], sidecar)
-        self._open[image_id] = stamps, voxels, sidecar
+        folder, sidecar = self.folder / "volumes", self._sidecar(image_id)
+        files = str(folder / f"{image_id}.json"), str(voxel_file(folder, image_id, sidecar))
+        stamps = _stamp(files[0]), _stamp(files[1])
+        self._open[image_id] = opened = _Open(files, stamps, _read_voxels(Path(files[1]), sidecar), sidecar)
         if len(self._open) > _OPEN:
             self._open.popitem(last=False)
-        return voxels, sidecar
-
-    def _files(self, image_id: str, sidecar: dict[str, Any]) -> tuple[Path, Path]:
-        folder = self.folder / "volumes"
-        return folder / f"{image_id}.json", voxel_file(folder, image_id, sidecar)
+        return opened
 
     def _sidecar(self, image_id: str) -> dict[str, Any]:
-        row = self._row(image_id)
+        row = self._known(image_id)
         path = self.folder / "volumes" / f"{image_id}.json"
         sidecar = read_json(path)
-        if sidecar.get("source_hash") != row["source_hash"]:
+        if sidecar.get("source_hash") != self._source_hashes[row]:
             raise _stale(path, "is of another source than the index says")
         if self._made_with is not None and sidecar.get("transform_hash") != self._made_with:
             raise _stale(path, "was made with other settings than the manifest says")
@@ -182,7 +191,7 @@ def _inside(image_id: str, centre: Triple | None, shape: tuple[int, ...]) -> Tri
     return centre
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: str) -> tuple[int, int, int] | None:
     try:
         state = os.stat(path)
     except OSError:

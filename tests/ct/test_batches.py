@@ -9,10 +9,12 @@ import torch
 
 from mmjepa.ct.batches import VolumeBatches
 from mmjepa.ct.boxes import Box
+from mmjepa.ct.crop import random_centre
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.ct.store import VolumeStore
-from mmjepa.ct.window import windowed
+from mmjepa.ct.window import WINDOWS_HU, windowed
 from mmjepa.identity import Crosswalk
+from mmjepa.keyed import generator, key_words
 from mmjepa.refusal import Refusal
 
 SIZE = (8, 8, 8)
@@ -74,6 +76,52 @@ def test_voxels_are_windows_of_a_crop_of_their_image_and_padding_is_masked(store
     assert padded == 1
 
 
+def test_every_bit_is_the_crop_of_the_drawn_place_then_windowed_then_transformed(store):
+    """The reference: a fresh array for every step, float arithmetic as the window is defined."""
+    from monai.transforms import RandFlip
+
+    names, size, flipped = ("lung", "wide", "dsb"), (6, 9, 7), 0
+    for transform in (None, RandFlip(prob=0.5, spatial_axis=(0, 2))):
+        made = batches(store, size=size, windows=names, transform=transform)
+        for epoch, batch in ((number, batch) for number in range(3) for batch in made.epoch(number)):
+            for image, got, valid in zip(batch.images, batch.voxels.numpy(), batch.valid.numpy(), strict=True):
+                rng = generator(0, "crop", epoch, image)
+                crop = store.crop(image, size, random_centre(store.shape(image), size, rng))
+                want = np.stack(
+                    [
+                        (np.clip(crop.hu, low, high) - low).astype(np.float32) / np.float32(high - low)
+                        for low, high in (WINDOWS_HU[name] for name in names)
+                    ]
+                )
+                state = np.random.RandomState(key_words(0, "transform", epoch, image)[0])
+                if transform and state.rand() < 0.5:
+                    want, flipped = want[:, ::-1, :, ::-1], flipped + 1
+                np.testing.assert_array_equal(got, want)
+                np.testing.assert_array_equal(valid[0], crop.valid)
+    assert 0 < flipped < 21
+
+
+def test_batches_that_are_kept_do_not_change_when_later_ones_are_made(store):
+    from monai.transforms import RandFlip
+
+    for transform in (None, RandFlip(prob=0.5)):
+        made = batches(store, transform=transform, batch=2)
+        kept = [(batch, batch.voxels.clone()) for batch in made.epoch(0)]
+        list(made.epoch(1))
+        assert all(torch.equal(batch.voxels, as_made) for batch, as_made in kept)
+
+
+def test_a_given_centre_is_cropped_in_every_epoch(store):
+    images = list(store.index["image_id"])
+    centres = {image: store.centre(image, None) for image in images[:3]}
+    made = batches(store, centres=centres)
+    for image in images[:3]:
+        crops = [made.sample(image, epoch)[0] for epoch in range(3)]
+        want = torch.from_numpy(windowed(store.crop_hu(image, SIZE)))
+        assert all(torch.equal(crop, want) for crop in crops)
+    assert any(not torch.equal(made.sample(images[3], n)[0], made.sample(images[3], 0)[0]) for n in range(5))
+
+
 def test_crops_hold_one_of_the_boxes_of_their_image(store):
     image = next(i for i in store.index["image_id"] if min(store.shape(i)) == 10)
     boxes = [Box("A", (0, 0, 0), (2, 2, 2)), Box("A", (10, 9, 8), (12, 11, 10))]
@@ -119,5 +167,11 @@ def test_what_is_unknown_or_empty_is_refused_before_the_first_batch(store):
             batches(store, **options)
     with pytest.raises(Refusal, match="IMAGE_UNKNOWN"):
         VolumeBatches(store, ["none"], size=SIZE, batch=1, seed=0)
+    image = store.index["image_id"][0]
+    with pytest.raises(Refusal, match="CROP_OUTSIDE"):
+        batches(store, centres={image: (50.0, 0.0, 0.0)})
+    for low, high in (((-1, 0, 0), (2, 2, 2)), ((0, 0, 0), (2, 2, 11))):
+        with pytest.raises(Refusal, match="BOX_OUTSIDE"):
+            batches(store, boxes={image: [Box("A", low, high)]})
     with pytest.raises(Refusal, match="BATCH_EMPTY"):
         VolumeBatches(store, [], size=SIZE, batch=1, seed=0)

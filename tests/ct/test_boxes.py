@@ -3,13 +3,20 @@
 from dataclasses import fields
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from mmjepa.ct.boxes import SliceBox, boxes_in_volume, read_voc
+from mmjepa.ct.batches import VolumeBatches
+from mmjepa.ct.boxes import SliceBox, boxes_in_volume, read_boxes, read_voc
 from mmjepa.ct.dicom import Slice
-from mmjepa.ct.volume import canonical
+from mmjepa.ct.ingest import ingest_images, scan
+from mmjepa.ct.store import VolumeStore
+from mmjepa.ct.volume import Settings, canonical
+from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
 VOC = """<annotation><size><width>{width}</width><height>40</height><depth>1</depth></size><object><name>{name}</name>
@@ -36,6 +43,26 @@ def stack(boxes_by_slice, cosines=(1, 0, 0, 0, 1, 0)):
     lps[:3, 2], lps[:3, 3] = [0, 0, 2], slices[0].position
     volume, affine = canonical(mask.transpose(2, 1, 0), np.diag([-1, -1, 1, 1]) @ lps)
     return slices, volume, affine, {str(k): boxes for k, boxes in enumerate(boxes_by_slice)}
+
+
+def write_slice(path, uid, k):
+    """A slice of air at z = 2 k mm, with 500 HU where the drawing of ``GOOD`` lies on the slices 1 and 2."""
+    raw = np.full((40, 50), 24, dtype=np.uint16)
+    if k in (1, 2):
+        raw[4:8, 3:9] = 1524
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = CTImageStorage, f"{uid}.{k}", uid
+    data.PatientID, data.Modality, data.ImageType = "P", "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
+    data.PixelSpacing, data.ImageOrientationPatient = [0.7, 0.7], [1, 0, 0, 0, 1, 0]
+    data.ImagePositionPatient = [0, 0, 2.0 * k]
+    data.Rows, data.Columns, data.SamplesPerPixel, data.PhotometricInterpretation = 40, 50, 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.PixelData = raw.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
 
 
 def filled(boxes, shape):
@@ -127,21 +154,44 @@ def test_no_bytes_crash_the_reader(tmp_path_factory, noise, place):
     assert len(boxes) + sum(refused.values()) == 1
 
 
+def test_boxes_come_by_the_image_that_was_ingested_and_images_without_any_are_left_out(tmp_path):
+    source, notes, crosswalk = tmp_path / "dicom", tmp_path / "notes", Crosswalk.none("a salt for tests")
+    notes.mkdir()
+    for series, uid in (("a", "1.2.1"), ("b", "1.2.2")):
+        for k in range(5):
+            write_slice(source / series / f"{k}.dcm", uid, k)
+    for k in (1, 2):
+        (notes / f"1.2.1.{k}.xml").write_text(VOC.format(**GOOD))
+    (notes / "bad.xml").write_text("")
+    ingest_images(source, tmp_path / "out", crosswalk=crosswalk)
+    store = VolumeStore(tmp_path / "out")
+    boxes, refused = read_boxes(notes, source, store, crosswalk)
+    assert refused == {"BOX_UNREADABLE": 1}
+    image = crosswalk.image_id("1.2.1")
+    ((only, (box,)),) = boxes.items()
+    assert only == image
+    volume = np.asarray(store.hu(image))
+    assert (volume == 500).sum() == 2 * 6 * 4
+    assert (volume[tuple(slice(a, b) for a, b in zip(box.low, box.high, strict=True))] == 500).all()
+    made = VolumeBatches(store, list(boxes), size=(12, 12, 4), batch=1, seed=0, boxes=boxes)
+    for epoch in range(5):
+        assert (made.sample(image, epoch)[1].hu == 500).sum() == 2 * 6 * 4
+
+
 @pytest.mark.real_data
 def test_the_boxes_of_a_real_scan_lie_in_their_volumes_and_hold_the_tumour(data_folder, tmp_path):
-    from mmjepa.ct.ingest import ingest_images, scan
-    from mmjepa.ct.store import VolumeStore
-    from mmjepa.ct.volume import Settings
-    from mmjepa.identity import Crosswalk
-
     crosswalk = Crosswalk.none("a salt for tests")
     ingest_images(data_folder / "chest_ct", tmp_path / "out", crosswalk=crosswalk)
-    store, (drawn, refused) = VolumeStore(tmp_path / "out"), read_voc(data_folder / "chest_ct" / "boxes_A0002")
+    store, folder = VolumeStore(tmp_path / "out"), data_folder / "chest_ct"
+    (drawn, _), (boxes, refused) = (
+        read_voc(folder / "boxes_A0002"),
+        read_boxes(folder / "boxes_A0002", folder, store, crosswalk),
+    )
     assert not refused
     depths = []
-    for found in scan(data_folder / "chest_ct", crosswalk, Settings())[0]:
+    for found in scan(folder, crosswalk, Settings())[0]:
         image = found.image_id
-        (box,) = boxes_in_volume(drawn, found.parts, store.affine(image), store.shape(image))
+        (box,) = boxes.pop(image)
         depths.append(box.high[2] - box.low[2])
         volume = np.asarray(store.hu(image))
         for part in found.parts:  # a tumour, and the other lung at its mirrored place
@@ -149,3 +199,4 @@ def test_the_boxes_of_a_real_scan_lie_in_their_volumes_and_hold_the_tumour(data_
                 region = tuple(slice(a, b) for a, b in zip(flat.low, flat.high, strict=True))
                 assert volume[region].mean() > volume[::-1][region].mean() + 80
     assert sorted(depths) == [8, 10]
+    assert not boxes
