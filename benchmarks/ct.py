@@ -8,8 +8,9 @@ ingest      the same with hashing, sidecars and writing / bare.
 crop        a random 96^3 crop of a 320 x 431 x 431 volume through the store / a copied slice of an open numpy memory map.
 batches     random 96^3 crops in batches of 4, wide window, random flips by a MONAI transform: ours from the store, MONAI's
             PersistentDataset (warm) and CacheDataset + ThreadDataLoader from its own caches of the same NIfTI volumes, spacing as it is;
-            12 volumes, all kept open by the store or cached by then. All give float32 in 0..1; ours_masked_ms has the mask of valid voxels too, which
-            the peers do not make. Memory: anonymous bytes that a run over three times as many batches holds more at its peak.
+            12 volumes, by then all kept open by the store, or cached. All give float32 in 0..1; ours_masked_ms makes the mask of
+            valid voxels too, which the peers lack. Memory: anonymous bytes that a run over three times as many batches holds more
+            at its peak.
 tokens      forward and backward of a ViT-S on 96^3 with patch 8: all tokens / a quarter of them visible.
 
 ``--data`` names a folder of DICOM series in subfolders; without it (or the variable MMJEPA_DATA, below which ``chest_ct`` is taken) a
