@@ -67,21 +67,23 @@ def both(path: Path, content: bytes):
     return (*general, quick(content) is not None)
 
 
-def nested():
+def nested(undefined_items=True):
     inner = pydicom.Dataset()
     inner.CodeMeaning, inner.PixelSpacing = "inside", [9, 9]
     middle = pydicom.Dataset()
     middle.ConceptNameCodeSequence = Sequence([inner, inner])
     for sequence in (middle, inner):
-        sequence.is_undefined_length_sequence_item = True
+        sequence.is_undefined_length_sequence_item = undefined_items
     middle["ConceptNameCodeSequence"].is_undefined_length = True
     return Sequence([middle])
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-@pytest.mark.parametrize("undefined", [True, False])
-def test_usual_headers_with_sequences_need_no_general_parser(tmp_path, syntax, undefined):
-    data = image(syntax, AnatomicRegionSequence=nested(), SourceImageSequence=Sequence([]), PixelPaddingValue=63536)
+@pytest.mark.parametrize(("undefined", "items"), [(True, True), (True, False), (False, True), (False, False)])
+def test_usual_headers_with_sequences_need_no_general_parser(tmp_path, syntax, undefined, items):
+    data = image(
+        syntax, AnatomicRegionSequence=nested(items), SourceImageSequence=Sequence([]), PixelPaddingValue=63536
+    )
     data["AnatomicRegionSequence"].is_undefined_length = undefined
     quick, general, enough = both(tmp_path / "a", content_of(data))
     assert enough
@@ -113,6 +115,15 @@ def test_any_values_are_read_as_pydicom_reads_them(tags, syntax, tmp_path_factor
             data._dict[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(raw), raw, 0, implicit, True)
     quick, general, _ = both(tmp_path_factory.mktemp("values") / "a", content_of(data))
     assert quick == general
+
+
+def test_a_value_of_another_representation_than_usual_is_read_as_what_it_is(tmp_path):
+    data = image(AcquisitionNumber=7)
+    data["AcquisitionNumber"].VR = "US"
+    data["AcquisitionNumber"].value = int.from_bytes(b"12", "little")
+    quick, general, _ = both(tmp_path / "a", content_of(data))
+    assert quick == general
+    assert quick.acquisition[0] == "12849"
 
 
 @settings(deadline=None, max_examples=200)
