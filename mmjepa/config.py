@@ -46,13 +46,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if _same_kind(old, value) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _kinds_differ(old, value):
+            value = merge(old, value)
+        merged[key] = value
     return merged
 
 
-def _same_kind(old: Any, new: Any) -> bool:
-    mappings = isinstance(old, Mapping) and isinstance(new, Mapping)
-    return mappings and not ("kind" in old and "kind" in new and old["kind"] != new["kind"])
+def _kinds_differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "kind" in old and "kind" in new and old["kind"] != new["kind"]
 
 
 def override(values: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
