@@ -3,7 +3,7 @@
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -41,6 +41,16 @@ def read_frame(root: Path) -> pd.DataFrame:
     return frame.assign(available_time=pd.to_datetime(frame["available_time"]).fillna(frame["time"]))
 
 
+class Event(NamedTuple):
+    """One event that gives a token. number: of its row in the order in which the subject's rows became available."""
+
+    token: int
+    scaled: float
+    has: bool
+    time_us: int
+    number: int
+
+
 class Reference:
     """The rows that ``EventBatches`` should give for the records of a frame."""
 
@@ -48,7 +58,7 @@ class Reference:
         self.tokens = tokens
         self._of = dict(iter(frame.groupby("subject_id", sort=False)))
         self._number = {code: i for i, code in enumerate(tokens.codes)}
-        self._seen: dict[tuple[int, int], tuple[pd.DataFrame, list[Any], int]] = {}
+        self._seen: dict[tuple[int, int], tuple[list[Event], list[Event], int]] = {}
 
     def row(self, subject: int, t_us: int | None, config: BatchesConfig, epoch: int) -> dict[str, list[Any]]:
         """The fields of one row without padding; ``static_*`` where they are separate."""
@@ -60,60 +70,65 @@ class Reference:
         first = {"start": 0, "end": len(known) - taken}.get(config.window)
         if first is None:
             first = int((mix(key, -1) >> 11) * 2.0**-53 * (len(known) - taken + 1))
-        window = known.iloc[first : first + taken]
-        events = [*front, *zip(window["token"], window["scaled"], window["has"], strict=True)]
+        window = known[first : first + taken]
+        events = [*front, *window]
         fields: dict[str, list[Any]] = {
             "first": [first],
-            "codes": [token for token, _, _ in events],
+            "codes": [event.token for event in events],
             "present": [True] * len(events),
         }
         if config.values:
-            fields |= {"values": [scaled for _, scaled, _ in events], "has_value": [has for _, _, has in events]}
+            fields["values"] = [event.scaled for event in events]
+            fields["has_value"] = [event.has for event in events]
         if config.time != "omit":
-            times = window["time"].astype("int64").tolist()
+            times = [event.time_us for event in window]
             origin = [now_us] * taken if config.time == "before" else [*times[:1], *times[:-1]]
             days = [(time - other) / DAY_US for time, other in zip(times, origin, strict=True)]
             fields["days"] = [0.0] * len(front) + days
         if config.hide:
-            drawn = [mix32(key, number) < int(config.hide * 2**32) for number in window["number"]]
+            drawn = [mix32(key, event.number) < int(config.hide * 2**32) for event in window]
             fields["hidden"] = [False] * len(front) + drawn
         if config.static == "prepend":
             fields["is_static"] = [True] * len(front) + [False] * taken
         if config.static == "separate":
-            fields["static_codes"] = [token for token, _, _ in static]
+            fields["static_codes"] = [event.token for event in static]
             if config.values:
-                fields["static_values"] = [scaled for _, scaled, _ in static]
-                fields["static_has_value"] = [has for _, _, has in static]
+                fields["static_values"] = [event.scaled for event in static]
+                fields["static_has_value"] = [event.has for event in static]
         return fields
 
-    def _known(self, subject: int, t_us: int | None) -> tuple[pd.DataFrame, list[Any], int]:
+    def _known(self, subject: int, t_us: int | None) -> tuple[list[Event], list[Event], int]:
         """The events known at t that give a token; the static ones; the time from which days are counted."""
         key = subject, EVER if t_us is None else t_us
         if key not in self._seen:
             own = self._of[subject]
             timed = own[own["time"].notna()].sort_values("available_time", kind="stable")
-            timed = timed.assign(number=range(len(timed)))
+            timed = timed.assign(
+                number=range(len(timed)), time_us=timed["time"].astype("datetime64[us]").astype("int64")
+            )
             available = timed["available_time"].astype("datetime64[us]").astype("int64")
-            known = timed[available <= key[1]]
-            now = (int(available.iloc[-1]) if len(known) else 0) if t_us is None else t_us
-            known = self._tokens(known[known["image_id"].isna()])
-            static = self._tokens(own[own["time"].isna()])
-            listed = list(zip(static["token"], static["scaled"], static["has"], strict=True))
-            self._seen[key] = known.assign(time=known["time"].astype("datetime64[us]")), listed, now
+            known, available = timed[available <= key[1]], available[available <= key[1]]
+            now = t_us if t_us is not None else int(available.iloc[-1]) if len(known) else 0
+            static = own[own["time"].isna()].assign(number=-1, time_us=0)
+            self._seen[key] = self._events(known[known["image_id"].isna()]), self._events(static), now
         return self._seen[key]
 
-    def _tokens(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Token, scaled value and whether there is one, of the rows that give a token."""
-        made = []
-        for code, value in zip(rows["code"], rows["numeric_value"], strict=True):
-            excluded = any(code == name or code.startswith(f"{name}//") for name in self.tokens.config.exclude)
+    def _events(self, rows: pd.DataFrame) -> list[Event]:
+        """The rows that give a token."""
+        found = []
+        columns = (rows[name].tolist() for name in ("code", "numeric_value", "time_us", "number"))
+        for code, value, time_us, number in zip(*columns, strict=True):
+            if any(code == name or code.startswith(f"{name}//") for name in self.tokens.config.exclude):
+                continue
             i = self._number.get(code)
-            token = None if excluded else UNKNOWN if i is None else FIRST + i
-            has = token is not None and i is not None and value == value and not np.isnan(self.tokens.mean[i])
-            cut = min(max(float(value), self.tokens.low[i]), self.tokens.high[i]) if has else 0.0
-            made.append((token, (cut - self.tokens.mean[i]) / self.tokens.std[i] if has else 0.0, has))
-        columns = pd.DataFrame(made, columns=["token", "scaled", "has"], index=rows.index)
-        return rows.assign(**columns)[columns["token"].notna().to_numpy()]
+            has = i is not None and value == value and not np.isnan(self.tokens.mean[i])
+            scaled = 0.0
+            if i is not None and has:
+                cut = min(max(value, self.tokens.low[i]), self.tokens.high[i])
+                scaled = float((cut - self.tokens.mean[i]) / self.tokens.std[i])
+            token = UNKNOWN if i is None else FIRST + i
+            found.append(Event(token, scaled, has, time_us, number))
+        return found
 
 
 def mismatches(batches: EventBatches, reference: Reference, items: np.ndarray, epoch: int) -> int:
@@ -131,7 +146,7 @@ def mismatches(batches: EventBatches, reference: Reference, items: np.ndarray, e
         for name in EventBatch.__dataclass_fields__:
             if name not in ("subjects", "labels"):
                 wrong += _differs(getattr(batch, name), expected.get(name), place, name, config)
-    return wrong
+    return int(wrong)
 
 
 def _differs(found: Any, expected: list[Any] | None, place: int, name: str, config: BatchesConfig) -> bool:
