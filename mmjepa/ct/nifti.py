@@ -45,6 +45,7 @@ COLUMNS = ("file", "patient_id", "time")
 RESCALE_COLUMNS = ("slope", "intercept")
 _AIR_HU, _TISSUE_HU = (HU_FLOOR, -200), (-200, 300)  # below the floor is padding, which raw values have too
 _LEAST_SHARE = 0.02  # of each; a chest has over 30 %, one that is off by 1024 HU under 0.2 % of one of them
+_MOST_FLOOR = 0.25  # at or below the floor; more than the corners around a round field of view means air below air
 
 
 class File(NamedTuple):
@@ -71,12 +72,30 @@ def candidates(
 ) -> list[Candidate]:
     """One candidate for each NIfTI file and for each row of ``table`` whose file is absent. Raises Refusal IMAGES_CSV_*."""
     rows = _read_table(table, COLUMNS + RESCALE_COLUMNS * (settings.nifti_hu == "csv")) if table else {}
-    root = table.parent if table else source
-    found = [_judge(path, rows.pop(path.resolve(), None), root, crosswalk, settings) for path in files]
-    for number, values in rows.values():
-        refusal = Refusal("NII_FILE_MISSING", f"{TABLE} row {number}: no such NIfTI file in the source folder")
-        found.append(Candidate(crosswalk.image_id(values["file"]), "nifti", refusal=refusal))
+    no_row = _no_row(table)
+    found = [_judge(path, rows.pop(path.resolve(), None), no_row, source, crosswalk, settings) for path in files]
+    for path, (number, _) in rows.items():
+        refusal = Refusal(
+            "NII_FILE_MISSING",
+            f"{TABLE} row {number}: no such NIfTI file in the source folder",
+            "Correct the row's file, relative to the folder of the table, or leave the row out",
+        )
+        found.append(Candidate(crosswalk.image_id(_name(path, source.resolve())), "nifti", refusal=refusal))
     return found
+
+
+def _no_row(table: Path | None) -> Refusal:
+    columns = ",".join(COLUMNS)
+    if table is None:
+        return Refusal("CT_SUBJECT_MISSING", f"{TABLE} is absent", f"Write one beside the files: {columns}")
+    return Refusal(
+        "CT_SUBJECT_MISSING", f"{TABLE} names no patient for this file", f"Add a row for it to {TABLE}: {columns}"
+    )
+
+
+def _name(path: Path, source: Path) -> str:
+    """What image_id is made of. A row may name a file outside the source."""
+    return relative(path, source) if path.is_relative_to(source) else relative(path, Path(path.anchor))
 
 
 def patients(table: Path) -> set[str]:
@@ -86,7 +105,7 @@ def patients(table: Path) -> set[str]:
 
 def _read_table(table: Path, columns: tuple[str, ...]) -> dict[Path, tuple[int, dict[str, str]]]:
     rows: dict[Path, tuple[int, dict[str, str]]] = {}
-    for number, values in read_rows(table, columns, "IMAGES_CSV"):
+    for number, values in read_rows(table, columns, "IMAGES_CSV", TABLE):
         try:
             path = (table.parent / values["file"]).resolve()
         except (OSError, ValueError, RuntimeError):  # too long, a NUL, links in a circle
@@ -98,31 +117,30 @@ def _read_table(table: Path, columns: tuple[str, ...]) -> dict[Path, tuple[int, 
 
 
 def _judge(
-    path: Path, row: tuple[int, dict[str, str]] | None, root: Path, crosswalk: Crosswalk, settings: Settings
+    path: Path,
+    row: tuple[int, dict[str, str]] | None,
+    no_row: Refusal,
+    source: Path,
+    crosswalk: Crosswalk,
+    settings: Settings,
 ) -> Candidate:
-    name = relative(path, root) if path.is_relative_to(root) else path.name
-    image_id = crosswalk.image_id(name)
+    image_id = crosswalk.image_id(relative(path, source))
     try:
         if row is None or not row[1]["patient_id"]:
-            raise Refusal(
-                "CT_SUBJECT_MISSING",
-                f"no patient for this NIfTI file in {TABLE}",
-                f"Put {TABLE} beside the files, with the columns {','.join(COLUMNS)}",
-            )
+            raise no_row
         number, values = row
         patient = values["patient_id"]
         subject = crosswalk.subject_id(patient)
         if subject is None:
             raise Refusal("CT_SUBJECT_UNKNOWN", "the patient is not in the crosswalk", "Add a row for this patient")
-        moment = _moment(values["time"], number)
+        moment = _moment(values["time"], number, crosswalk.date_shift_days(patient))
         rescale = _rescale(values, number) if settings.nifti_hu == "csv" else None
     except Refusal as refusal:
         return Candidate(image_id, "nifti", refusal=refusal)
-    time = moment + timedelta(days=crosswalk.date_shift_days(patient)) if moment else None
-    flags = [] if time else ["CT_NO_TIME"]
+    flags = [] if moment else ["CT_NO_TIME"]
     if settings.tilt == "resample" and _is_tilted(path):
         flags.append("CT_GANTRY_TILT")
-    return Candidate(image_id, "nifti", (File(path, rescale),), subject, time, flags=tuple(flags))
+    return Candidate(image_id, "nifti", (File(path, rescale),), subject, moment, flags=tuple(flags))
 
 
 def _rescale(values: dict[str, str], number: int) -> tuple[float, float]:
@@ -149,16 +167,21 @@ def _is_tilted(path: Path) -> bool:
         return False
 
 
-def _moment(text: str, number: int) -> datetime | None:
+def _moment(text: str, number: int, shift_days: int) -> datetime | None:
+    """The time of a row, shifted; None where it is empty."""
     if not text:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo or len(text) <= len("2000-01-01"):
-        raise Refusal("NII_TIME", f"{TABLE} row {number}: time is not an ISO date and time of the site's clock")
-    return moment
+        if moment.tzinfo or len(text) <= len("2000-01-01"):
+            raise ValueError
+        return moment + timedelta(days=shift_days)
+    except (ValueError, OverflowError):  # the latter: shifted out of the calendar
+        raise Refusal(
+            "NII_TIME",
+            f"{TABLE} row {number}: time is not an ISO date and time of the site's clock",
+            "Write it like 2021-02-03T04:05:06, or leave it empty",
+        ) from None
 
 
 def source_hash(part: File) -> str:
@@ -229,7 +252,11 @@ def _check_shape(image: nib.Nifti1Image, settings: Settings) -> None:
     if len(shape) != 3:
         raise Refusal("NII_NOT_3D", f"shape {shape}", "Want one volume of three axes")
     if min(shape) < settings.min_slices:
-        raise Refusal("CT_TOO_FEW_SLICES", f"{min(shape)} slices, want >= {settings.min_slices}")
+        raise Refusal(
+            "CT_TOO_FEW_SLICES",
+            f"{min(shape)} slices, want >= {settings.min_slices}",
+            "Set min_slices (--min-slices) lower if so few are a volume to you",
+        )
     if image.get_data_dtype().kind not in "iuf":
         raise Refusal("NII_UNREADABLE", "voxels are not real numbers")
 
@@ -249,7 +276,7 @@ def _affine(image: nib.Nifti1Image, settings: Settings) -> np.ndarray:
     if shear_degrees(affine, axes=2):
         raise Refusal("CT_ORIENTATION_INVALID", f"axes within a slice are {degrees:.1f} degrees off a right angle")
     if degrees and settings.tilt == "refuse":
-        raise Refusal("CT_GANTRY_TILT", f"tilt {degrees:.1f} degrees", "Set tilt=resample to straighten such volumes")
+        raise Refusal("CT_GANTRY_TILT", f"tilt {degrees:.1f} degrees", "Straighten such volumes with tilt=resample (--tilt resample)")
     return affine
 
 
@@ -263,7 +290,7 @@ def _rescaled(image: nib.Nifti1Image, rescale: tuple[float, float] | None) -> np
         raise Refusal(
             "NII_HU_UNKNOWN",
             f"the file has a scale of its own and {TABLE} another",
-            "Set nifti_hu=as-is if the file's gives HU",
+            "Set nifti_hu=as-is (--nifti-hu as-is) if the file's gives HU",
         )
     with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is refused
         values *= rescale[0]
@@ -279,11 +306,16 @@ def _check_values(values: np.ndarray, settings: Settings) -> None:
     if values.min() == values.max():
         raise Refusal("CT_CONSTANT", f"all voxels equal {values.min():g}")
     air, tissue = (float(((values >= low) & (values <= high)).mean()) for low, high in (_AIR_HU, _TISSUE_HU))
-    if settings.nifti_hu == "as-is" or min(air, tissue) >= _LEAST_SHARE:
+    low = float((values <= HU_FLOOR).mean())  # a crop of lung alone has next to no soft tissue, and nothing down there
+    if settings.nifti_hu == "as-is" or (air >= _LEAST_SHARE and (tissue >= _LEAST_SHARE or low <= _MOST_FLOOR)):
         return
     found = (
         f"{air:.1%} of the voxels are like air or lung, {tissue:.1%} like soft tissue, want {_LEAST_SHARE:.0%} of each"
     )
     if settings.nifti_hu == "csv":
-        raise Refusal("CT_HU_IMPLAUSIBLE", found, "Were they HU before the rescale? Then set nifti_hu=as-is")
-    raise Refusal("NII_HU_UNKNOWN", f"{found}: raw or HU?", "Set nifti_hu=as-is if the voxels are HU, else csv")
+        raise Refusal("CT_HU_IMPLAUSIBLE", found, "Were they HU before? Then set nifti_hu=as-is (--nifti-hu as-is)")
+    raise Refusal(
+        "NII_HU_UNKNOWN",
+        f"{found}: raw or HU?",
+        "If they are HU set nifti_hu=as-is (--nifti-hu as-is), else csv, with slope and intercept in images.csv",
+    )

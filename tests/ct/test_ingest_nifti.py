@@ -1,6 +1,7 @@
 """What a NIfTI folder with its images.csv becomes."""
 
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -116,7 +117,28 @@ def test_without_a_table_or_a_row_the_refusal_names_the_columns(tmp_path):
     (source / "images.csv").unlink()
     manifest = ingest_images(source, tmp_path / "out2", crosswalk=Crosswalk.none(SALT))
     assert manifest["refused"] == {"CT_SUBJECT_MISSING": 2}
+    assert "images.csv is absent" in manifest["volumes"][0]["message"]
     assert "file,patient_id,time" in manifest["volumes"][0]["hint"]
+
+
+def test_files_of_one_name_in_two_folders_are_two_volumes_wherever_the_table_lies(tmp_path):
+    source = write(tmp_path, nifti(), nifti(), names=["scans/x.nii", "x.nii"])
+    (source / "a").mkdir()
+    (source / "images.csv").rename(source / "a" / "images.csv")
+    (source / "a" / "images.csv").write_text("file,patient_id,time\n../scans/x.nii,P0,\n../x.nii,P1,\n../no.nii,P2,\n")
+    manifest = ingest(tmp_path)
+    assert (manifest["accepted"], manifest["refused"]) == (2, {"NII_FILE_MISSING": 1})
+    assert {row["image_id"] for row in manifest["volumes"]} == {
+        Crosswalk.none(SALT).image_id(name) for name in ("scans/x.nii", "x.nii", "no.nii")
+    }
+
+
+def test_a_name_that_is_no_utf_8_beside_the_folder_of_the_table_stops_nothing(tmp_path):
+    source = write(tmp_path, nifti(), names=["x.nii"])
+    (source / "a").mkdir()
+    (source / "images.csv").rename(source / "a" / "images.csv")
+    os.rename(source / "x.nii", os.fsencode(source) + b"/\xff.nii")
+    assert ingest(tmp_path)["refused"] == {"CT_SUBJECT_MISSING": 1, "NII_FILE_MISSING": 1}
 
 
 @pytest.mark.parametrize("time", ["yesterday", "2021-02-03", "2021-02-03T04:05:06+01:00"])
@@ -142,8 +164,15 @@ def test_a_row_without_a_file_is_refused_not_lost(tmp_path):
 def test_a_bad_table_is_refused(tmp_path, table, code):
     source = write(tmp_path, nifti())
     (source / "images.csv").write_text(table)
-    with pytest.raises(Refusal, match=code):
+    with pytest.raises(Refusal, match=code) as caught:
         ingest(tmp_path)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_time_that_is_shifted_out_of_the_calendar_is_refused(tmp_path):
+    write(tmp_path, nifti(), nifti(), rows=["scans/0.nii.gz,P0,0001-01-01T00:00:00", "scans/1.nii.gz,P1,"])
+    manifest = ingest(tmp_path)
+    assert (manifest["accepted"], manifest["refused"]) == (1, {"NII_TIME": 1})
 
 
 def test_a_second_run_decodes_nothing_again(tmp_path, monkeypatch):
@@ -266,6 +295,12 @@ def test_hu_with_padding_are_taken_and_the_padding_becomes_the_floor(tmp_path):
     assert ingest(tmp_path)["accepted"] == 1
     store = VolumeStore(tmp_path / "out")
     np.testing.assert_array_equal(store.hu(store.index.image_id[0])[::-1], values.clip(-1024))
+
+
+def test_a_crop_of_lung_alone_is_taken_for_hu(tmp_path):
+    lung = np.random.default_rng(0).normal(-850, 40, (16, 16, 16)).astype(np.int16)
+    write(tmp_path, nifti(lung))
+    assert ingest(tmp_path)["accepted"] == 1
 
 
 def lean(down_mm, across_mm=0.0):
