@@ -7,6 +7,7 @@ import csv
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,14 @@ from mmjepa.refusal import Refusal
 COLUMNS = ("patient_id", "subject_id", "date_shift_days")
 MAX_SHIFT_DAYS = 365_000  # a thousand years; far beyond it dates cannot be written
 _SHORTEST_SALT = 8
+_SUBJECTS = 2**53 - 1  # what every reader of a table holds exactly, floats included
 
 
 @dataclass(frozen=True)
 class Crosswalk:
     """Source patient ids to subject ids and date shifts, and the salt of every hash.
 
-    paired: True when the subject ids are the ones of the records; False when subjects are merely numbered.
+    paired: True when the subject ids are the ones of the records; False when they come from the salted hash of the patient.
     """
 
     salt: str = field(repr=False)
@@ -41,19 +43,20 @@ class Crosswalk:
 
     @classmethod
     def none(cls, salt: str) -> "Crosswalk":
-        """No crosswalk: subjects are numbered once the patients are known (``numbered``) and cannot be paired with records."""
+        """No crosswalk: subjects are hashes of the patients (``numbered``) and cannot be paired with records."""
         return cls(_valid_salt(salt, "the salt"), paired=False)
 
     def numbered(self, patient_ids: Iterable[str]) -> "Crosswalk":
-        """Without a crosswalk: the patients as subjects 1, 2, ... in the order of their salted hash; else itself.
+        """Without a crosswalk: each patient gets a subject id (1 to 2**53 - 1) and a date shift; else itself.
 
-        Each gets a date shift of 1 to 10 years back, drawn from the hash, so that no true date enters the cohort.
+        Both come from the salted hash of the patient alone, so that they stay whoever else comes or goes. The shift is 1 to 10
+        years back: no true date enters the cohort. Raises Refusal SUBJECT_ID_TWICE.
         """
         if self.paired:
             return self
         hashes = {patient: _hash(self.salt, f"patient:{patient}") for patient in set(patient_ids)}
-        order = sorted(hashes, key=hashes.__getitem__)
-        subjects = {patient: (n, -365 - int(hashes[patient], 16) % 3286) for n, patient in enumerate(order, start=1)}
+        check_subjects(each[:16] for each in hashes.values())
+        subjects = {patient: (_subject_of(each[:16]), -365 - int(each, 16) % 3286) for patient, each in hashes.items()}
         return Crosswalk(self.salt, False, self.files, subjects)
 
     def subject_id(self, patient_id: str) -> int | None:
@@ -78,9 +81,17 @@ class Crosswalk:
             _refuse_inside(file, cohort)
 
 
+def check_subjects(hashes: Iterable[str]) -> None:
+    """Refuse (SUBJECT_ID_TWICE) when two patients, each known by the first 16 hex digits of its hash, get one subject id."""
+    hashes = set(hashes)
+    if len({_subject_of(each) for each in hashes}) < len(hashes):
+        raise Refusal("SUBJECT_ID_TWICE", "two patients get the same subject id", "Use another salt")
+
+
 def read_salt(path: Path | str) -> str:
     """The salt in a text file, without the blanks around it. Raises Refusal SALT_MISSING, SALT_INVALID."""
     try:
+        _check_file(Path(path))
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise Refusal("SALT_MISSING", f"{path} does not exist", "Name the file that holds the salt") from None
@@ -104,6 +115,16 @@ def salt_at(path: Path | str, *, cohort: Path | str) -> str:
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32) + "\n")
     return read_salt(path)
+
+
+def _subject_of(hashed: str) -> int:
+    return 1 + int(hashed, 16) % _SUBJECTS
+
+
+def _check_file(path: Path) -> None:
+    """Raise OSError for what is no file: to read a pipe would wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("not a file")
 
 
 def _hash(salt: str, text: str) -> str:
@@ -158,23 +179,28 @@ def _read_subjects(path: Path) -> dict[str, tuple[int, int]]:
     return subjects
 
 
-def read_rows(path: Path, columns: tuple[str, ...], prefix: str) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a small csv as (row number from 1, stripped values). Raises Refusal ``prefix``_MISSING, _COLUMNS, _VALUE."""
+def read_rows(path: Path, columns: tuple[str, ...], prefix: str, name: str = "") -> list[tuple[int, dict[str, str]]]:
+    """The rows of a small csv as (row number from 1, stripped values). name: for people, where the path is not what they typed.
+
+    Raises Refusal ``prefix``_MISSING, _COLUMNS, _VALUE.
+    """
+    name = name or str(path)
     try:
+        _check_file(path)
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            absent = [name for name in columns if name not in names]
+            names = [column.strip() for column in reader.fieldnames or ()]
+            absent = [column for column in columns if column not in names]
             if absent:
                 raise Refusal(
-                    f"{prefix}_COLUMNS", f"{path} has no column {', '.join(absent)}", f"It needs {', '.join(columns)}"
+                    f"{prefix}_COLUMNS", f"{name} has no column {', '.join(absent)}", f"It needs {', '.join(columns)}"
                 )
             reader.fieldnames = names
             return [
-                (n, {name: (values[name] or "").strip() for name in columns})
+                (n, {column: (values[column] or "").strip() for column in columns})
                 for n, values in enumerate(reader, start=1)
             ]
     except FileNotFoundError:
-        raise Refusal(f"{prefix}_MISSING", f"{path} does not exist") from None
+        raise Refusal(f"{prefix}_MISSING", f"{name} does not exist") from None
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise Refusal(f"{prefix}_VALUE", f"{path} cannot be read as UTF-8 csv") from None
+        raise Refusal(f"{prefix}_VALUE", f"{name} cannot be read as UTF-8 csv") from None

@@ -1,6 +1,7 @@
 """The crosswalk: who is who, and what never leaves it."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -56,14 +57,32 @@ def test_missing_files_and_short_salts_are_refused(tmp_path):
         Crosswalk.read(tmp_path / "none", tmp_path / "none")
 
 
-def test_without_a_crosswalk_subjects_are_numbered_alike_whatever_the_order_of_files():
+def test_without_a_crosswalk_a_subject_and_its_shift_depend_on_patient_and_salt_alone():
     one = Crosswalk.none(SALT).numbered(["A", "B", "C"])
-    two = Crosswalk.none(SALT).numbered(["C", "A", "B", "A"])
+    two = Crosswalk.none(SALT).numbered(["C", "D", "A", "A"])
+    other = Crosswalk.none(SALT + "2").numbered(["A"])
     assert not one.paired
-    assert sorted(one.subject_id(name) or 0 for name in "ABC") == [1, 2, 3]
-    assert [one.subject_id(n) for n in "ABC"] == [two.subject_id(n) for n in "ABC"]
+    assert [one.subject_id(n) for n in "AC"] == [two.subject_id(n) for n in "AC"]
+    assert [one.date_shift_days(n) for n in "AC"] == [two.date_shift_days(n) for n in "AC"]
+    assert len({one.subject_id(n) for n in "ABC"} | {other.subject_id("A")}) == 4
+    assert all(0 < (one.subject_id(n) or 0) < 2**53 for n in "ABC")
     assert all(-4015 < one.date_shift_days(n) <= -365 for n in "ABC")
     assert one.subject_id("D") is None
+
+
+def test_two_patients_of_one_subject_id_are_refused(monkeypatch):
+    monkeypatch.setattr("mmjepa.identity._SUBJECTS", 2)
+    with pytest.raises(Refusal, match="SUBJECT_ID_TWICE"):
+        Crosswalk.none(SALT).numbered(["A", "B", "C"])
+
+
+def test_a_pipe_in_place_of_a_salt_or_crosswalk_is_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "salt.txt").write_text(SALT)
+    with pytest.raises(Refusal, match="SALT_INVALID"):
+        read_salt(tmp_path / "pipe")
+    with pytest.raises(Refusal, match="CROSSWALK_VALUE"):
+        Crosswalk.read(tmp_path / "pipe", tmp_path / "salt.txt")
 
 
 def test_a_fresh_salt_is_kept_private_reused_and_never_inside_the_cohort(tmp_path):

@@ -180,7 +180,7 @@ def _moment(text: str, number: int, shift_days: int) -> datetime | None:
         raise Refusal(
             "NII_TIME",
             f"{TABLE} row {number}: time is not an ISO date and time of the site's clock",
-            "Write it like 2021-02-03T04:05:06, or leave it empty",
+            "Write it like 2000-12-31T23:59:59, or leave it empty",
         ) from None
 
 
@@ -276,7 +276,11 @@ def _affine(image: nib.Nifti1Image, settings: Settings) -> np.ndarray:
     if shear_degrees(affine, axes=2):
         raise Refusal("CT_ORIENTATION_INVALID", f"axes within a slice are {degrees:.1f} degrees off a right angle")
     if degrees and settings.tilt == "refuse":
-        raise Refusal("CT_GANTRY_TILT", f"tilt {degrees:.1f} degrees", "Straighten such volumes with tilt=resample (--tilt resample)")
+        raise Refusal(
+            "CT_GANTRY_TILT",
+            f"tilt {degrees:.1f} degrees",
+            "Straighten such volumes with tilt=resample (--tilt resample)",
+        )
     return affine
 
 
