@@ -36,7 +36,7 @@ EVENTS = pa.schema(
 )
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
 SPLITS = (("train", 0.70), ("tuning", 0.85), ("held_out", 1.0))
-_SHARD_BYTES, _MOST_SHARDS, _BLOCK_BYTES = 64 << 20, 512, 8 << 20
+_SHARD_BYTES, _MOST_SHARDS, _BLOCK_BYTES = 64 << 20, 512, 2 << 20
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -197,7 +197,8 @@ class MedsOut:
         shutil.rmtree(self._spill)
         if not counts["rows"]:
             raise Refusal("MEDS_EMPTY", "the source gives no event", "The card says how it is laid out")
-        write_metadata(self.folder, name, {code: describe(code) for code in codes})
+        write_codes(self.folder, {code: describe(code) for code in codes})
+        write_facts(self.folder, name)
         drawn = split_of if split_of is not None else {subject: draw_split(name, subject) for subject in subjects}
         write_splits(self.folder, {subject: split for subject, split in drawn.items() if subject in subjects})
         return counts | {"subjects": len(subjects), "codes": len(codes)}
@@ -224,10 +225,14 @@ def draw_split(name: str, subject: int) -> str:
     return next(split for split, limit in SPLITS if share < limit)
 
 
-def write_metadata(root: Path, name: str, described: dict[str, str | None]) -> None:
-    """``metadata/codes.parquet`` and ``metadata/dataset.json``."""
+def write_codes(root: Path, described: dict[str, str | None]) -> None:
+    """``metadata/codes.parquet``."""
     rows = [{"code": code, "description": described[code], "parent_codes": None} for code in sorted(described)]
     pq.write_table(pa.Table.from_pylist(rows, meds.CodeMetadataSchema.schema()), root / meds.code_metadata_filepath)
+
+
+def write_facts(root: Path, name: str) -> None:
+    """``metadata/dataset.json``."""
     facts = {"dataset_name": name, "etl_name": f"mmjepa datasets/{name}", "etl_version": __version__}
     (root / meds.dataset_metadata_filepath).write_text(json.dumps(facts | {"meds_version": "0.4"}) + "\n")
 

@@ -9,9 +9,11 @@ distances stay as they are.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
+import meds
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -76,7 +78,8 @@ def convert(source: Path | str, out: Path | str) -> dict:
             target = written / "ehr" / path.relative_to(root.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(table, target)
-        meds_out.write_metadata(written / "ehr", "eicu", {code: root.descriptions.get(code) for code in root.codes})
+        shutil.copyfile(root.path / meds.code_metadata_filepath, written / "ehr" / meds.code_metadata_filepath)
+        meds_out.write_facts(written / "ehr", "eicu")
         meds_out.write_splits(written / "ehr", {one: meds_out.draw_split("eicu", one) for one in subjects})
     return {"rows": rows, "subjects": len(subjects), "codes": len(root.codes)}
 

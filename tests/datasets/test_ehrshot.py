@@ -29,7 +29,7 @@ TASKS = {
         "11,2015-03-04 10:59:00,categorical,2", "11,2015-03-05 11:59:00,categorical,0", "12,2016-01-01 11:59:00,categorical,1",
         "12,2016-01-01 11:59:00,categorical,1", "13,2016-01-01 11:59:00,categorical,1", "13,2016-01-01 11:59:00,categorical,3",
     ],
-    "chexpert": ["11,2015-03-04 10:59:00,categorical,8193", "99,2015-03-04 10:59:00,categorical,0"],
+    "chexpert": ["11,2015-03-04 10:59:00,categorical,4097", "99,2015-03-04 10:59:00,categorical,0"],
 }  # fmt: skip
 SHOT = {
     "patient_ids_train_k": [11, 11], "label_times_train_k": ["2015-03-04T23:59:00"] * 2, "label_values_train_k": [1, 1],
@@ -79,7 +79,10 @@ def test_labels_are_the_releases_at_its_times_and_splits_are_its_own(tmp_path, c
     assert labels["lab_anemia_level"] == [(11, times[0], 2), (11, times[1], 0), (12, times[2], 1)]
     assert labels["lab_anemia"] == [(11, times[0], True), (11, times[1], False), (12, times[2], True)]
     found = {task for task, rows in labels.items() if task.startswith("chexpert_") and rows[0][2]}
-    assert found == {"chexpert_no_finding", "chexpert_support_devices"}  # 8193 = the highest and the lowest of 14 bits
+    assert found == {
+        "chexpert_enlarged_cardiomediastinum",
+        "chexpert_support_devices",
+    }  # the second and the last of 14 bits
     assert [row[2] for row in labels["guo_los"]] == [True, False]
     splits = {name: list(ids) for name, ids in cohort.events().splits.items()}
     assert splits == {"train": [11], "tuning": [12], "held_out": [13]}

@@ -53,6 +53,8 @@ def test_only_whole_days_move_and_every_icu_admission_is_on_one_date(tmp_path, c
     assert moved.groupby(after["subject_id"]).nunique().eq(1).all()
     admitted = after.loc[after["code"].str.startswith("ICU_ADMISSION//"), "time"]
     assert list(admitted) == [pd.Timestamp("2000-01-01") + NIGHT] * 3
+    codes = ("metadata/codes.parquet", "ehr/metadata/codes.parquet")
+    assert (source / codes[0]).read_bytes() == (tmp_path / "out" / codes[1]).read_bytes()  # texts and parents stay
     assert ingest(tmp_path / "out", tmp_path / "cohort")["ehr"]["rows"] == 51
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjepa.cohort import Cohort
@@ -54,7 +54,7 @@ ROWS = {
     "concept": [
         '8507,"MALE",Gender,Gender,M', "8532,FEMALE,Gender,Gender,F", "8527,White,Race,Race,5",
         "9201,Inpatient Visit,Visit,Visit,IP", "9202,Outpatient Visit,Visit,Visit,OP",
-        '320128,"Essential hypertension, ""primary""",Condition,SNOMED,59621000', "19019073,ibuprofen,Drug,RxNorm,197805",
+        '320128,"""Primary"" hypertension, essential",Condition,SNOMED,59621000', "19019073,ibuprofen,Drug,RxNorm,197805",
         "4010253,X-ray,Procedure,SNOMED,399208008", "3004249,Systolic,Measurement,LOINC,8480-6",
         "4041306,Smoking,Observation,SNOMED,72166-2", "99,unused,Observation,SNOMED,1",
     ],
@@ -95,7 +95,7 @@ def test_every_row_with_a_concept_is_an_event_and_the_rest_is_counted(tmp_path, 
         "ethnicity": 2, "measurement": 1, "visit_ends_before_start": 1
     }  # fmt: skip
     described = open_root(tmp_path / "out" / "ehr").descriptions
-    assert described["SNOMED/59621000"] == 'Essential hypertension, "primary"'
+    assert described["SNOMED/59621000"] == '"Primary" hypertension, essential'
     assert described["VISIT_END//Visit/IP"] == "end of Inpatient Visit"
     assert "SNOMED/1" not in described
     made = ingest(tmp_path / "out", tmp_path / "cohort")
@@ -190,6 +190,7 @@ MINUTE = st.integers(0, 3000)
     visits=st.lists(st.tuples(MINUTE, MINUTE), min_size=1, max_size=6),
     rows=st.lists(st.tuples(MINUTE, st.integers(0, 7))),
 )
+@example(visits=[(0, 1)], rows=[(1439, 0)])  # the visit is over, and the hour of the row unknown
 def test_no_diagnosis_is_known_before_its_visit_ends(tmp_path_factory, synthea, visits, rows):
     start = pd.Timestamp("2010-01-01 00:01")
     moment = lambda minute: start + pd.Timedelta(minutes=minute)  # noqa: E731
