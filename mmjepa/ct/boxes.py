@@ -12,12 +12,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 
-from mmjepa.ct.crop import Size
+from mmjepa.ct.crop import Box, Size
 from mmjepa.ct.dicom import Slice
-from mmjepa.ct.ingest import scan
-from mmjepa.ct.store import VolumeStore
+from mmjepa.ct.scan import scan
+from mmjepa.ct.store import BOX_EDGES, VolumeStore
 from mmjepa.ct.volume import Settings
+from mmjepa.files import atomic_path
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
@@ -35,31 +37,44 @@ class SliceBox:
     bottom: int
 
 
-@dataclass(frozen=True)
-class Box:
-    """Voxels low .. high (exclusive) of a volume in RAS+ order."""
+def write_boxes(
+    annotations: Path | str, source: Path | str, cohort: Path | str, crosswalk: Crosswalk
+) -> dict[str, int | dict[str, int]]:
+    """Put the boxes of the stored volumes into ``<cohort>/ct/boxes.parquet``, from which ``VolumeStore.boxes`` gives them.
 
-    label: str
-    low: Size
-    high: Size
+    The arguments and refusals of ``read_boxes``. The table's columns: image_id, label, low_x .. low_z and high_x .. high_z (voxels,
+    high exclusive). Returns the number of boxes, of images with any, and of refusals by code.
+    """
+    store = VolumeStore(cohort)
+    boxes, refused = read_boxes(annotations, source, store, crosswalk)
+    rows = [(image, box.label, *box.low, *box.high) for image in sorted(boxes) for box in boxes[image]]
+    with atomic_path(store.folder / "boxes.parquet") as temporary:
+        pd.DataFrame(rows, columns=["image_id", "label", *BOX_EDGES]).to_parquet(temporary, index=False)
+    return {"boxes": len(rows), "images": len(boxes), "refused": dict(refused)}
 
 
 def read_boxes(
     annotations: Path | str, source: Path | str, store: VolumeStore, crosswalk: Crosswalk
 ) -> tuple[dict[str, list[Box]], Counter[str]]:
-    """The boxes of every stored volume that has any, by image_id, and how many annotation files were refused, by code.
+    """The boxes of every stored volume that has any, by image_id, and how many refusals there were, by code: of annotation files
+    (``read_voc``), and BOX_OUTSIDE or CT_NO_GEOMETRY of volumes, whose boxes are then left out.
 
     source, crosswalk: the DICOM folder that the store was ingested from and the same crosswalk; its headers are read again, because
-    the store does not keep the UIDs that the annotations are named after.
-    Raises Refusal BOXES_MISSING, and BOX_OUTSIDE when a box lies beyond the volume of its slice.
+    the store does not keep the UIDs that the annotations are named after. Raises Refusal BOXES_MISSING, and those of the store.
     """
     drawn, refused = read_voc(annotations)
     stored, boxes = set(store.index["image_id"]), {}
-    for found in scan(Path(source), crosswalk, Settings())[0]:
-        if found.kind == "dicom" and found.image_id in stored:
-            image = found.image_id
-            boxes[image] = boxes_in_volume(drawn, found.parts, store.affine(image), store.shape(image))
-    return {image: some for image, some in boxes.items() if some}, refused
+    for found in scan(Path(source), crosswalk, Settings()).found:
+        image = found.image_id
+        if found.kind != "dicom" or image not in stored:
+            continue
+        affine, shape = store.affine(image), store.shape(image)
+        try:
+            if some := boxes_in_volume(drawn, found.parts, affine, shape):
+                boxes[image] = some
+        except Refusal as refusal:
+            refused[refusal.code] += 1
+    return boxes, refused
 
 
 def read_voc(folder: Path | str) -> tuple[dict[str, list[SliceBox]], Counter[str]]:

@@ -24,13 +24,31 @@ class Voxels(Protocol):
 
 
 @dataclass(frozen=True)
+class Box:
+    """Voxels low .. high (exclusive) of a volume in RAS+ order."""
+
+    label: str
+    low: Size
+    high: Size
+
+
+@dataclass(frozen=True)
 class Crop:
-    """hu: int16 [X, Y, Z], air (-1000) outside the volume. start: the volume's voxel under the crop's first, may be negative.
-    inside: the part of the crop that the volume fills."""
+    """hu: int16 [X, Y, Z], air (-1000) outside the volume. start: place in the volume (voxel index) of the crop's first voxel, may be
+    negative; whole but for resampled crops. inside: the part of the crop that the volume fills. step: voxels of the volume from
+    one voxel of the crop to the next, 1 but for resampled crops."""
 
     hu: np.ndarray
-    start: tuple[int, int, int]
+    start: Triple
     inside: tuple[slice, slice, slice]
+    step: Triple = (1, 1, 1)
+
+    def affine(self, volume: np.ndarray) -> np.ndarray:
+        """4 x 4, voxel of the crop -> RAS mm, from that of the volume."""
+        own = volume.copy()
+        own[:3, :3] *= self.step
+        own[:3, 3] += volume[:3, :3] @ self.start
+        return own
 
     @property
     def valid(self) -> np.ndarray:

@@ -7,11 +7,10 @@ libraries). Fine grids are so averaged before they are thinned out; where voxels
 import numpy as np
 from scipy import ndimage
 
-from mmjepa.ct.store import AIR_HU, VolumeStore
+from mmjepa.ct.crop import AIR_HU, Crop, Size, Triple, Voxels
+from mmjepa.ct.store import VolumeStore
 from mmjepa.ct.volume import HU_FLOOR
 from mmjepa.refusal import Refusal
-
-Triple = tuple[float, float, float]
 
 
 def resample_hu(volume: np.ndarray, spacing_mm: Triple, to_mm: Triple) -> tuple[np.ndarray, Triple]:
@@ -36,7 +35,7 @@ def resample_hu(volume: np.ndarray, spacing_mm: Triple, to_mm: Triple) -> tuple[
 def crop_mm(
     store: VolumeStore,
     image_id: str,
-    size_vox: tuple[int, int, int],
+    size_vox: Size,
     spacing_mm: Triple,
     centre: Triple | None = None,
 ) -> np.ndarray:
@@ -45,22 +44,37 @@ def crop_mm(
     Only the part of the volume that the crop needs is read. Beyond the volume there is air (-1000 HU).
     Raises Refusal SPACING_INVALID, CROP_OUTSIDE and those of the store.
     """
-    volume, own_mm = store.hu(image_id), store.spacing_mm(image_id)
-    matrices, region = [], []
-    for axis, (place, size, new) in enumerate(
-        zip(store.centre(image_id, centre), size_vox, _positive(spacing_mm), strict=True)
-    ):
-        step = new / own_mm[axis]
-        places = place + (np.arange(size) - (size - 1) / 2) * step
-        weights = triangle_weights(places, volume.shape[axis], step)
-        used = np.flatnonzero(weights.any(axis=0))
-        low, high = (int(used[0]), int(used[-1]) + 1) if used.size else (0, 1)
-        region.append(slice(low, high))
-        matrices.append(weights[:, low:high])
+    step = steps(store.spacing_mm(image_id), spacing_mm)
+    return resampled_crop(store.hu(image_id), store.centre(image_id, centre), size_vox, step).hu
+
+
+def steps(own_mm: Triple, spacing_mm: Triple) -> Triple:
+    """How many voxels of ``own_mm`` one of ``spacing_mm`` is long, along each axis. Raises Refusal SPACING_INVALID."""
+    x, y, z = (new / own for own, new in zip(own_mm, _positive(spacing_mm), strict=True))
+    return x, y, z
+
+
+def resampled_crop(volume: Voxels, centre: Triple, size: Size, step: Triple) -> Crop:
+    """``size`` voxels of an int16 volume around ``centre`` (voxel index), ``step`` of its voxels apart; air beyond it."""
+    matrices, region, inside, starts = [], [], [], []
+    for n, place, length, width in zip(volume.shape, centre, size, step, strict=True):
+        starts.append(place - (length - 1) / 2 * width)
+        weights = triangle_weights(place + (np.arange(length) - (length - 1) / 2) * width, n, width)
+        inside.append(_span(weights.any(axis=1)))
+        used = _span(weights.any(axis=0))
+        region.append(used if used.stop else slice(0, 1))
+        matrices.append(weights[:, region[-1]])
     values = volume[tuple(region)].astype(np.float32) - AIR_HU
     for axis, weights in enumerate(matrices):
         values = _along(values, weights, axis)
-    return _int16(values + AIR_HU)
+    (x, y, z), (a, b, c) = starts, inside
+    return Crop(_int16(values + AIR_HU), (x, y, z), (a, b, c), step)
+
+
+def _span(used: np.ndarray | np.bool) -> slice:
+    """From the first to the last that is true; empty where none is."""
+    places = np.flatnonzero(used)
+    return slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
 
 
 def deshear_hu(stack: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mmjepa.ct.crop import AIR_HU, Crop, Size, Triple, Voxels, crop_around
+from mmjepa.ct.crop import AIR_HU, Box, Crop, Size, Triple, Voxels, crop_around
 from mmjepa.files import atomic_path, read_json
 from mmjepa.refusal import Refusal
 
@@ -20,6 +20,7 @@ __all__ = ["AIR_HU", "FORMATS", "VolumeStore", "transform_hash", "voxel_file", "
 
 Format = Literal["npy", "blosc2"]
 FORMATS = {"npy": ".npy", "blosc2": ".b2nd"}
+BOX_EDGES = [f"{end}_{axis}" for end in ("low", "high") for axis in "xyz"]  # columns of boxes.parquet
 _CHUNK = 64
 _OPEN = 32  # volumes kept open by a store: each a file handle and a range of addresses, no memory
 
@@ -142,6 +143,26 @@ class VolumeStore:
     def crop_hu(self, image_id: str, size: Size, centre: Triple | None = None) -> np.ndarray:
         """The voxels of ``crop``: int16 HU [X, Y, Z]."""
         return self.crop(image_id, size, centre).hu
+
+    def boxes(self, image_id: str) -> list[Box]:
+        """The boxes that readers drew in a volume (``mmjepa.ct.boxes.write_boxes``); none where nobody drew any.
+
+        Raises IMAGE_UNKNOWN, BOXES_BROKEN.
+        """
+        self._known(image_id)
+        return list(self._boxes.get(image_id, ()))
+
+    @cached_property
+    def _boxes(self) -> dict[str, list[Box]]:
+        path, boxes = self.folder / "boxes.parquet", {}
+        if path.is_file():
+            try:
+                for row in pd.read_parquet(path)[["image_id", "label", *BOX_EDGES]].itertuples(index=False):
+                    a, b, c, x, y, z = map(int, row[2:])
+                    boxes.setdefault(row[0], []).append(Box(row[1], (a, b, c), (x, y, z)))
+            except (OSError, ValueError, KeyError):
+                raise Refusal("BOXES_BROKEN", f"{path} is no table of boxes", "Ingest the boxes again") from None
+        return boxes
 
     def _known(self, image_id: str) -> int:
         if image_id not in self._row_of:

@@ -11,7 +11,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from mmjepa.ct.batches import VolumeBatches
-from mmjepa.ct.boxes import SliceBox, boxes_in_volume, read_boxes, read_voc
+from mmjepa.ct.boxes import SliceBox, boxes_in_volume, read_boxes, read_voc, write_boxes
 from mmjepa.ct.dicom import Slice
 from mmjepa.ct.ingest import ingest_images, scan
 from mmjepa.ct.store import VolumeStore
@@ -176,6 +176,30 @@ def test_boxes_come_by_the_image_that_was_ingested_and_images_without_any_are_le
     made = VolumeBatches(store, list(boxes), size=(12, 12, 4), batch=1, seed=0, boxes=boxes)
     for epoch in range(5):
         assert (made.sample(image, epoch)[1].hu == 500).sum() == 2 * 6 * 4
+
+
+def test_written_boxes_are_given_by_the_store_and_one_bad_volume_stops_no_other(tmp_path):
+    source, notes, crosswalk = tmp_path / "dicom", tmp_path / "notes", Crosswalk.none("a salt for tests")
+    notes.mkdir()
+    for uid in ("1.2.1", "1.2.2", "1.2.3"):
+        for k in range(5):
+            write_slice(source / uid / f"{k}.dcm", uid, k)
+    for k in (1, 2):
+        (notes / f"1.2.1.{k}.xml").write_text(VOC.format(**GOOD))
+    (notes / "1.2.2.1.xml").write_text(VOC.format(**GOOD | {"width": 500, "right": 90}))
+    ingest_images(source, tmp_path / "out", crosswalk=crosswalk)
+    said = write_boxes(notes, source, tmp_path / "out", crosswalk)
+    assert said == {"boxes": 1, "images": 1, "refused": {"BOX_OUTSIDE": 1}}
+    store, (image, *without) = VolumeStore(tmp_path / "out"), map(crosswalk.image_id, ("1.2.1", "1.2.2", "1.2.3"))
+    assert store.boxes(image) == read_boxes(notes, source, store, crosswalk)[0][image]
+    assert [store.boxes(other) for other in without] == [[], []]
+    with pytest.raises(Refusal, match="IMAGE_UNKNOWN"):
+        store.boxes("none")
+    table = tmp_path / "out" / "ct" / "boxes.parquet"
+    assert b"1.2.1" not in table.read_bytes()
+    table.write_bytes(b"torn")
+    with pytest.raises(Refusal, match="BOXES_BROKEN"):
+        VolumeStore(tmp_path / "out").boxes(image)
 
 
 @pytest.mark.real_data

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmjepa.ct.ingest import ingest_images
-from mmjepa.ct.resample import crop_mm, resample_hu, triangle_weights
+from mmjepa.ct.resample import crop_mm, resample_hu, resampled_crop, steps, triangle_weights
 from mmjepa.ct.store import AIR_HU, VolumeStore, transform_hash, write_voxels
 from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
@@ -35,12 +35,12 @@ def cohort(tmp_path_factory):
     return folder / "cohort"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store(cohort):
     return VolumeStore(cohort)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def image_id(store):
     return store.index["image_id"][0]
 
@@ -228,6 +228,27 @@ def test_a_crop_in_mm_has_exactly_its_spacing_and_air_beyond_the_volume(store, i
     np.testing.assert_array_equal(wide[14:26], store.hu(image_id))
     assert (wide[:14] == AIR_HU).all()
     assert (wide[26:] == AIR_HU).all()
+
+
+@given(
+    centre=st.tuples(st.floats(-0.5, 11.5), st.floats(-0.5, 9.5), st.floats(-0.5, 5.5)),
+    size=st.tuples(*[st.integers(1, 9)] * 3),
+    spacing_mm=st.tuples(*[st.floats(0.3, 9)] * 3),
+)
+def test_a_resampled_crop_knows_where_each_voxel_lies_and_which_the_volume_fills(
+    store, image_id, centre, size, spacing_mm
+):
+    step = steps(store.spacing_mm(image_id), spacing_mm)
+    crop = resampled_crop(store.hu(image_id), centre, size, step)
+    np.testing.assert_array_equal(crop.hu, crop_mm(store, image_id, size, spacing_mm, centre))
+    ras = np.indices(size).reshape(3, -1).T @ crop.affine(store.affine(image_id))[:3, :3].T
+    ras += crop.affine(store.affine(image_id))[:3, 3]
+    places = np.linalg.solve(store.affine(image_id), np.c_[ras, np.ones(len(ras))].T)[:3].T
+    np.testing.assert_allclose(places.mean(axis=0), centre, atol=1e-6)
+    known = np.minimum(places + 0.5, np.array(SHAPE) - 0.5 - places).min(axis=1).reshape(size)
+    away = np.abs(known) > 1e-6  # on the very edge rounding decides
+    np.testing.assert_array_equal(crop.valid[away], (known > 0)[away])
+    assert (crop.hu[~crop.valid] == AIR_HU).all()
 
 
 @given(n=st.integers(1, 20), step=st.floats(0.05, 12), start=st.floats(-30, 30))
