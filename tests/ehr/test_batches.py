@@ -3,6 +3,7 @@
 import importlib
 import pickle
 import sys
+import tempfile
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from mmjepa.ehr.batches import BatchesConfig, EventBatch, EventBatches
@@ -92,6 +95,20 @@ def test_every_field_equals_the_slow_reading_for_every_flag(made, slow, timed):
         assert slow.mismatches(batches, reference, some, epoch=number % 3) == 0, config
         rows += len(some)
     assert rows > 3000
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from(["end", "start", "random"]), st.integers(-40, 250))
+def test_a_window_of_any_length_at_any_time_equals_the_slow_reading(slow, seed, length, window, hour):
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_root(Path(folder) / "ehr", world(subjects=8, seed=seed))
+        store = EventStore.in_memory(root)
+        tokens = JointTokens.fit(store, store.subjects, TokensConfig(min_count=1, exclude=("LAB//A", "MEDS_DEATH")))
+        reference = slow.Reference(slow.read_frame(root), tokens)
+    config = BatchesConfig(length=length, window=window, hide=0.5, seed=seed, pad="left")
+    times = np.full(len(store.subjects), hour * HOUR_US)
+    batches = EventBatches(store, store.subjects, times, tokens=tokens, config=config)
+    assert slow.mismatches(batches, reference, np.arange(len(batches)), epoch=seed) == 0
 
 
 def test_the_slow_reading_notices_a_wrong_row(made, slow):

@@ -91,6 +91,23 @@ def test_without_late_rows_availability_is_the_time_and_takes_no_room(tmp_path):
     assert (tmp_path / "store" / "available_us.npy").stat().st_size < 1000
 
 
+def test_rows_spread_over_millennia_are_ordered_too(tmp_path):
+    """So far apart that subject and time together do not fit one number."""
+    far, early = 2**61, -(2**61)
+    columns = {
+        "subject_id": pa.array([1, 1, 1, 2, 2]),
+        "time": pa.array([early, 0, 5, 0, 1], pa.timestamp("us")),
+        "available_time": pa.array([far, 7, 5, 9, 1], pa.timestamp("us")),
+        "code": pa.array(["A", "B", "C", "D", "E"]),
+    }
+    for part in ("data", "metadata"):
+        (tmp_path / part).mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "data" / "0.parquet")
+    pq.write_table(pa.table({"code": columns["code"]}), tmp_path / "metadata" / "codes.parquet")
+    store = EventStore.in_memory(tmp_path)
+    assert [store.vocabulary[code] for code in store.codes] == ["C", "B", "A", "E", "D"]
+
+
 KILLED = """
     import os, signal, sys
     from mmjepa.ehr import build, shards
