@@ -1,6 +1,7 @@
 """The verbs of ``mmjepa``: arguments in, one function of the package called, its result shown. No logic of its own."""
 
 import argparse
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,10 @@ from mmjepa import __version__, cli_show
 from mmjepa.console import Result, run, show_mapping
 from mmjepa.refusal import Refusal
 
-EXIT_CODES = "exit codes: 0 done, 1 the audit failed, 2 refused (bad input, said in one line), 130 interrupted"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 the audit failed, 2 refused (bad input, said in one line; ingest: no image was accepted), "
+    "130 interrupted"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +76,11 @@ def _data_verbs(verbs: Any) -> None:
     )
     ingest.add_argument(
         "--salt", type=Path, help="text file with the salt of hashed identifiers (beside the crosswalk)"
+    )
+    ingest.add_argument(
+        "--explain",
+        metavar="ID",
+        help="read nothing in: list the files that an id in ct/manifest.csv stands for (they may identify; needs the salt)",
     )
     ingest.add_argument("--workers", type=int, default=1, help="processes that read images (default 1)")
     ingest.add_argument("--min-slices", type=int, default=4, help="fewest slices of a volume (default 4)")
@@ -232,21 +241,32 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> Result:
-    from mmjepa.ingest import ingest, ingest_ct
+    from mmjepa.ingest import explain, ingest, ingest_ct
 
     names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu", "form")
     settings = {name: getattr(options, name) for name in names}
     match options.source:
-        case ["ct", source] if not (options.ehr or options.ct):
-            return ingest_ct(Path(source), options.out, **settings)
+        case ["ct", text] if not (options.ehr or options.ct):
+            images_alone, source = True, Path(text)
         case [] | [_]:
-            source = Path(options.source[0]) if options.source else None
-            return ingest(source, options.out, ehr=options.ehr, ct=options.ct, **settings)
-    raise Refusal("USAGE", "want one source folder, or ct and a folder", "See mmjepa ingest --help")
+            images_alone, source = False, Path(options.source[0]) if options.source else None
+        case _:
+            raise Refusal("USAGE", "want one source folder, or ct and a folder", "See mmjepa ingest --help")
+    if options.explain:
+        identity = {name: settings[name] for name in ("crosswalk", "salt")}
+        return explain(source, options.out, options.explain, ct=options.ct, **identity)
+    if images_alone and source:
+        images = result = ingest_ct(source, options.out, **settings)
+    else:
+        result = ingest(source, options.out, ehr=options.ehr, ct=options.ct, **settings)
+        images = result.get("ct") or {}
+    return result, 2 if images.get("accepted") == 0 else 0
 
 
 def _two_numbers(text: str) -> tuple[float, float]:
     slope, intercept = map(float, text.split(","))
+    if not (slope > 0 and math.isfinite(slope) and math.isfinite(intercept)):
+        raise ValueError
     return slope, intercept
 
 

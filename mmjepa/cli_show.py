@@ -8,8 +8,20 @@ from mmjepa.console import show_mapping
 
 
 def ingest(result: Mapping[str, Any]) -> None:
-    """Counts, and a line for each volume."""
-    show_mapping({name: value for name, value in result.items() if name != "volumes"})
+    """Counts, a line for each reason of refusals and, where images were read alone, for each volume; or the files of an id."""
+    if "files" in result and "id" in result:
+        print("\n".join(result["files"]), file=sys.stderr)
+        return
+    images = result.get("ct") or result
+    plain = {name: value for name, value in result.items() if name not in ("volumes", "reasons")}
+    if plain.get("ct"):
+        plain["ct"] = {name: value for name, value in plain["ct"].items() if name != "reasons"}
+    show_mapping(plain)
+    for why in images.get("reasons", ()):
+        hint = f". {why['what_to_do']}" if why["what_to_do"] else ""
+        print(f"refused {why['volumes']} x {why['code']}: for instance {why['example']}{hint}", file=sys.stderr)
+    if images.get("accepted") == 0:
+        print("no image was accepted", file=sys.stderr)
     for volume in result.get("volumes", ()):
         if volume["status"] == "refused":
             text = f"refused {volume['code']}: {volume['message']}"

@@ -143,7 +143,11 @@ def _valid_salt(text: str, name: str) -> str:
 
 
 def _refuse_inside(file: Path, cohort: Path | str) -> None:
-    if file.resolve().is_relative_to(Path(cohort).resolve()):
+    try:
+        inside = file.resolve().is_relative_to(Path(cohort).resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        raise Refusal("SALT_INVALID", f"{file} leads nowhere") from None
+    if inside:
         raise Refusal(
             "IDENTITY_IN_COHORT",
             f"{file} lies inside the cohort {cohort}",

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import pandas as pd
 
 from mmjepa.cohort import Cohort, read_labels, task_names
+from mmjepa.ct.explain import files_of
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.ehr.meds_io import ingest_meds, open_root
 from mmjepa.files import atomic_path, sha256
-from mmjepa.identity import Crosswalk, salt_at
+from mmjepa.identity import Crosswalk, read_salt, salt_at
+from mmjepa.pairing import pair
 from mmjepa.refusal import Refusal
 
 COHORT_PARTS = ("ehr", "ct", "labels", "store")
 SOURCE_PARTS = ("images", "identity", "truth")
+KNOWN_FOLDERS = {*SOURCE_PARTS, "ehr", "labels", "boxes", "few_shot"}
 
 
 @dataclass(frozen=True)
@@ -45,33 +49,34 @@ def ingest(
     source: a folder with ``ehr/`` and/or ``images/`` (and ``labels/``, ``identity/``), a bare MEDS root, or a tree of images.
     ehr, ct, crosswalk, salt: the parts by name, before those of ``source``. workers: processes that read images.
     settings: of the images, see ``mmjepa.ct.volume.Settings`` (min_slices, rescale, tilt, ...).
-    Without a crosswalk the images' subjects are numbered and cannot be paired with records; their salt is then made in
-    ``<out>.salt.txt`` beside the cohort.
+    Without a crosswalk the images' subjects are hashes of the patients, cannot be paired with records, and their dates are moved
+    1 to 10 years back; their salt is then made in ``<out>.salt.txt`` beside the cohort.
 
-    Returns the counts of both parts, the number of subjects with both, and ``notes`` for people.
-    Raises Refusal: SOURCE_MISSING, SOURCE_EMPTY, OUT_NOT_COHORT, OUT_IN_SOURCE, OUTPUT_EXISTS and those of the readers.
+    Returns the counts of both parts (of the images with the reasons of refusals and the path of the table), ``unpaired`` (why images
+    go with no record: reason -> count), the number of subjects with both as ``mmjepa.pairing.pair`` finds them, ``notes`` for people.
+    Raises Refusal: SOURCE_MISSING, SOURCE_EMPTY, SOURCE_PARTS, OUT_NOT_COHORT, OUT_IN_SOURCE, OUTPUT_EXISTS and those of the readers.
     """
     out = Path(out)
-    found = _find(source, ehr, ct, crosswalk, salt)
+    notes: list[str] = []
+    found = _find(source, ehr, ct, crosswalk, salt, notes)
     _check(out, source, workers)
     result: dict[str, Any] = {"cohort": str(out), "ehr": None, "ct": None, "subjects_with_both": 0}
-    notes: list[str] = []
     if found.records is not None:
         result["ehr"] = _records(found.records, out)
     if found.images is not None:
-        people = _identity(found, out, notes)
-        manifest = ingest_images(found.images, out, crosswalk=people, workers=workers, **settings)
-        result["ct"] = _counts(manifest)
+        result["ct"] = _counts(_images(found.images, found, out, notes, workers=workers, **settings), out)
     if (out / "ehr").is_dir():
-        store = Cohort.open(out).events()
+        cohort = Cohort.open(out)
+        store = cohort.events()
         result["store"] = {
             "subjects": len(store.subjects),
             "events": len(store.codes),
             "fingerprint": store.fingerprint,
         }
-        if (out / "ct" / "index.parquet").is_file():
-            imaged = pd.read_parquet(out / "ct" / "index.parquet", columns=["subject_id"])["subject_id"]
-            result["subjects_with_both"] = int(imaged.drop_duplicates().isin(store.subjects).sum())
+        if cohort.images_paired:
+            pairs, report = pair(pd.read_parquet(out / "ct" / "index.parquet"), store)
+            result["subjects_with_both"] = int(pairs["subject_id"].nunique())
+            result["unpaired"] = {reason: n for reason, n in report["unmatched"].items() if n}
     return {**result, "notes": notes}
 
 
@@ -89,27 +94,73 @@ def ingest_ct(
     Returns the counts, ``volumes`` (of each its geometry, HU range and codes, or why it was refused) and ``notes``.
     """
     out = Path(out)
-    found = _find(source, None, None if (source / "images").is_dir() else source, crosswalk, salt)
-    _check(out, source, workers)
     notes: list[str] = []
-    manifest = ingest_images(
-        found.images or source, out, crosswalk=_identity(found, out, notes), workers=workers, **settings
-    )
-    table = out / "ct" / "manifest.csv"
+    found = _find(source, None, None if (source / "images").is_dir() else source, crosswalk, salt, notes)
+    _check(out, source, workers)
+    manifest = _images(found.images or source, found, out, notes, workers=workers, **settings)
+    return {"cohort": str(out), **_counts(manifest, out), "volumes": manifest["volumes"], "notes": notes}
+
+
+def explain(
+    source: Path | None,
+    out: Path,
+    item: str,
+    *,
+    ct: Path | None = None,
+    crosswalk: Path | None = None,
+    salt: Path | None = None,
+) -> dict[str, Any]:
+    """Which files the id of a volume or file in the manifest of ``out`` stands for: paths below the images' folder.
+
+    The arguments are those of the ingest that wrote it. Nothing is written: the answer identifies, and is for the owner of the salt.
+    Raises Refusal SALT_MISSING, EXPLAIN_NO_SCAN, EXPLAIN_UNKNOWN.
+    """
+    if source is not None and ct is None and not (source / "images").is_dir():
+        ct = source
+    found = _find(source, None, ct, crosswalk, salt, [])
+    assert found.images is not None
+    people = Crosswalk.none(read_salt(found.salt or _salt_beside(out)))  # the salt alone makes ids
+    return {"id": item, "files": files_of(item, found.images, out / "ct", people)}
+
+
+def _images(
+    images: Path, found: Source, out: Path, notes: list[str], *, workers: int, **settings: Any
+) -> dict[str, Any]:
+    """The manifest. A run that is refused as a whole before any volume was written leaves nothing behind."""
+    made = [path for path in (out, out / "ct", _salt_beside(out), found.salt) if path and not path.exists()]
+    try:
+        return ingest_images(images, out, crosswalk=_identity(found, out, notes), workers=workers, **settings)
+    except Refusal:
+        if not (out / "ct" / "volumes").exists():
+            for path in made:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+
+
+def _counts(manifest: dict[str, Any], out: Path) -> dict[str, Any]:
+    """What is said of the images; of refusals each code with how often, an example and what to do."""
+    left_out = ("volumes", "settings", "skipped_files", "salt_check")
+    refused = [row for row in manifest["volumes"] if row["status"] == "refused"]
+    counts = Counter((row["code"], row["hint"]) for row in refused)
+    example = {(row["code"], row["hint"]): row["message"] for row in reversed(refused)}
     return {
-        "cohort": str(out),
-        **_counts(manifest),
-        "volumes": manifest["volumes"],
-        "table": str(table),
-        "notes": notes,
+        **{name: value for name, value in manifest.items() if name not in left_out},
+        "reasons": [
+            {"code": code, "volumes": n, "example": example[code, hint], "what_to_do": hint}
+            for (code, hint), n in sorted(counts.items())
+        ],
+        "table": str(out / "ct" / "manifest.csv"),
     }
 
 
-def _counts(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in manifest.items() if name not in ("volumes", "settings", "skipped_files")}
-
-
-def _find(source: Path | None, ehr: Path | None, ct: Path | None, crosswalk: Path | None, salt: Path | None) -> Source:
+def _find(
+    source: Path | None,
+    ehr: Path | None,
+    ct: Path | None,
+    crosswalk: Path | None,
+    salt: Path | None,
+    notes: list[str],
+) -> Source:
     for path in (source, ehr, ct):
         if path is not None and not path.is_dir():
             raise Refusal(
@@ -118,6 +169,8 @@ def _find(source: Path | None, ehr: Path | None, ct: Path | None, crosswalk: Pat
     if source is not None:
         is_meds = (source / "data").is_dir() and (source / "metadata").is_dir()
         whole = any((source / part).is_dir() for part in ("ehr", "images"))
+        if whole and ct is None:
+            _check_parts(source, notes)
         ehr = ehr or (source if is_meds or (source / "ehr").is_dir() else None)
         ct = ct or (source / "images" if (source / "images").is_dir() else None if is_meds or whole else source)
         identity = source / "identity"
@@ -130,12 +183,33 @@ def _find(source: Path | None, ehr: Path | None, ct: Path | None, crosswalk: Pat
     return Source(ehr, ct, crosswalk, salt)
 
 
+def _check_parts(source: Path, notes: list[str]) -> None:
+    """What lies beside the parts is not read: a folder is refused, it may hold images; files are counted."""
+    others = [path for path in source.iterdir() if not path.name.startswith(".") and path.name not in KNOWN_FOLDERS]
+    folders = sum(path.is_dir() for path in others)
+    if folders:
+        raise Refusal(
+            "SOURCE_PARTS",
+            f"{source} holds {folders} folders beside its parts ({', '.join(sorted(KNOWN_FOLDERS))}) that would not be read",
+            "Put images below images/, or name the one folder to read with --ct (`ingest ct`: as SOURCE)",
+        )
+    if others:
+        notes.append(f"{len(others)} files in {source} beside its parts are not read")
+
+
 def _if_file(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
 def _check(out: Path, source: Path | None, workers: int) -> None:
-    if source is not None and out.resolve().is_relative_to(source.resolve()):
+    try:
+        place = out.resolve()
+        leads_nowhere = out.is_symlink() and not out.exists()
+    except (OSError, RuntimeError):  # links in a circle
+        place, leads_nowhere = out, True
+    if leads_nowhere:
+        raise Refusal("OUT_NOT_COHORT", f"{out} is a link that leads nowhere", "Name a new folder with --out")
+    if source is not None and place.is_relative_to(source.resolve()):
         raise Refusal("OUT_IN_SOURCE", f"{out} lies inside {source}", "Write the cohort to a folder of its own")
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or (there and (not there & set(COHORT_PARTS) or there & set(SOURCE_PARTS))):
@@ -147,9 +221,22 @@ def _check(out: Path, source: Path | None, workers: int) -> None:
 def _identity(found: Source, out: Path, notes: list[str]) -> Crosswalk:
     if found.crosswalk is not None and found.salt is not None:
         return Crosswalk.read(found.crosswalk, found.salt)
-    salt = found.salt or out.with_name(f"{out.name}.salt.txt")
-    notes.append(f"no crosswalk: the images' subjects are numbered and cannot be paired with records; salt in {salt}")
+    salt = found.salt or _salt_beside(out)
+    if not salt.exists() and (out / "ct" / "manifest.json").exists():
+        raise Refusal(
+            "SALT_MISSING",
+            f"{salt}, which the ids of the images in {out} were made with, does not exist",
+            "Put it back or name it with --salt; if it is lost, name another cohort with --out",
+        )
+    notes.append(
+        "no crosswalk: the images' subject ids are hashes, their dates are moved 1 to 10 years back, patient by patient, and they "
+        f"cannot be paired with records; salt in {salt}"
+    )
     return Crosswalk.none(salt_at(salt, cohort=out))
+
+
+def _salt_beside(out: Path) -> Path:
+    return out.with_name(f"{out.name}.salt.txt")
 
 
 def _records(source: Path, out: Path) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """From a source folder to a cohort: what is found where, what is refused, what a second run does."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,7 +16,7 @@ from mmjepa.cohort import Cohort
 from mmjepa.ingest import ingest, ingest_ct
 from mmjepa.refusal import Refusal
 
-T = pd.Timestamp("2150-01-01")
+T, DAY = pd.Timestamp("2150-01-01"), pd.Timedelta(days=1)
 
 
 def meds_root(folder: Path, value: float = 1.0) -> Path:
@@ -45,8 +48,11 @@ def images(monkeypatch):
     def fake(source: Path, out: Path, *, crosswalk, workers: int, **settings) -> dict:
         calls.append({"source": source, "paired": crosswalk.paired, "workers": workers})
         (out / "ct").mkdir(parents=True, exist_ok=True)
-        pd.DataFrame({"subject_id": [2, 3, 3, 9]}).to_parquet(out / "ct" / "index.parquet")
-        return {"accepted": 4, "volumes": ["long"], "settings": settings, "skipped_files": ["many"]}
+        index = pd.DataFrame({"image_id": list("abcd"), "subject_id": [2, 3, 3, 9], "time": [T + DAY] * 4})
+        index.to_parquet(out / "ct" / "index.parquet")
+        (out / "ct" / "manifest.json").write_text(json.dumps({"paired": crosswalk.paired}))
+        rows = [{"status": "refused", "code": "CT_NOT_HU", "message": "what", "hint": "do"}] * 2
+        return {"accepted": 4, "volumes": rows, "settings": settings, "skipped_files": ["many"]}
 
     monkeypatch.setattr(room, "ingest_images", fake)
     return calls
@@ -106,8 +112,13 @@ def test_images_are_found_by_their_folder_and_counted_with_the_records(tmp_path,
     (source / "identity" / "salt.txt").write_text("0123456789")
     result = ingest(source, tmp_path / "cohort", workers=2)
     assert images == [{"source": source / "images", "paired": True, "workers": 2}]
-    assert result["ct"] == {"accepted": 4}
+    assert result["ct"] == {
+        "accepted": 4,
+        "reasons": [{"code": "CT_NOT_HU", "volumes": 2, "example": "what", "what_to_do": "do"}],
+        "table": str(tmp_path / "cohort" / "ct" / "manifest.csv"),
+    }
     assert (result["subjects_with_both"], result["notes"]) == (2, [])
+    assert result["unpaired"] == {"subject_not_in_records": 1}
 
 
 def test_without_a_crosswalk_the_salt_stays_beside_the_cohort_and_a_note_says_what_is_lost(tmp_path, images):
@@ -116,6 +127,7 @@ def test_without_a_crosswalk_the_salt_stays_beside_the_cohort_and_a_note_says_wh
     result = ingest(tmp_path / "scans", tmp_path / "cohort")
     assert images == [{"source": tmp_path / "scans", "paired": False, "workers": 1}]
     assert "cannot be paired" in result["notes"][0]
+    assert "1 to 10 years back" in result["notes"][0]
     assert (tmp_path / "cohort.salt.txt").is_file()
     assert not list((tmp_path / "cohort").rglob("*salt*"))
 
@@ -153,7 +165,7 @@ def test_images_alone_leave_the_records_out_and_list_every_volume(tmp_path, imag
     (source / "images").mkdir()
     result = ingest_ct(source, tmp_path / "cohort", tilt="resample")
     assert images == [{"source": source / "images", "paired": False, "workers": 1}]
-    assert (result["accepted"], result["volumes"]) == (4, ["long"])
+    assert (result["accepted"], len(result["volumes"])) == (4, 2)
     assert not (tmp_path / "cohort" / "ehr").exists()
 
 
@@ -166,6 +178,9 @@ def test_the_verb_knows_the_form_for_images_alone(tmp_path, monkeypatch, capsys)
     (arguments, settings), calls[:] = calls[0], []
     assert arguments == (Path("scans"), tmp_path / "cohort")
     assert (settings["rescale"], settings["tilt"], settings["min_slices"]) == ((1.0, -1024.0), "resample", 4)
+    for rescale in ("nan,1", "1,inf", "0,1", "-1,0"):
+        assert cli.main(["ingest", "ct", "scans", *out, f"--rescale={rescale}"]) == 2
+    capsys.readouterr()
     assert cli.main(["ingest", "ct", *out]) == 0
     assert calls[0][0] == (Path("ct"), tmp_path / "cohort")
     for wrong in (
@@ -177,6 +192,100 @@ def test_the_verb_knows_the_form_for_images_alone(tmp_path, monkeypatch, capsys)
     ):
         assert cli.main(["ingest", *wrong, *out]) == 2
     assert "USAGE" in capsys.readouterr().err
+
+
+def test_a_folder_beside_images_is_refused_and_files_are_counted(tmp_path, images):
+    source = source_folder(tmp_path / "source")
+    (source / "images").mkdir()
+    (source / "notes.txt").write_text("x")
+    (source / ".hidden").mkdir()
+    notes = ingest(source, tmp_path / "cohort")["notes"]
+    assert any("1 files" in note and "not read" in note for note in notes)
+    (source / "patient2").mkdir()
+    for call in (ingest, ingest_ct):
+        with pytest.raises(Refusal, match="SOURCE_PARTS") as caught:
+            call(source, tmp_path / "other")
+        assert "patient2" not in str(caught.value)
+    assert ingest(source, tmp_path / "cohort", ct=source / "images")["ct"]["accepted"] == 4
+
+
+def test_an_out_or_salt_that_leads_nowhere_is_refused(tmp_path):
+    source = niftis(tmp_path / "source")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for out in ("loop", "dangling"):
+        assert cli.main(["ingest", "ct", str(source), "--out", str(tmp_path / out)]) == 2
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    os.mkfifo(tmp_path / "pipe")
+    for salt in ("loop.txt", "pipe"):
+        assert cli.main(["ingest", "ct", str(source), "--out", str(tmp_path / "c"), f"--salt={tmp_path / salt}"]) == 2
+    assert not (tmp_path / "c").exists()
+
+
+def niftis(folder: Path, names=("x.nii", "y.nii"), rows=("x.nii,P0,", "y.nii,P1,")) -> Path:
+    """Volumes with a table of them, none where there are no rows."""
+    folder.mkdir()
+    for n, name in enumerate(names):
+        hu = np.random.default_rng(n).integers(-1000, 500, (6, 5, 4)).astype(np.int16)
+        nib.save(nib.Nifti1Image(hu, np.diag([1, 1, 2, 1])), folder / name)
+    if rows:
+        (folder / "images.csv").write_text("\n".join(["file,patient_id,time", *rows]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("content", [{}, {"junk": b"junk" * 200}, {"images.csv": b"a,b\n"}])
+def test_a_source_refused_as_a_whole_leaves_neither_cohort_nor_salt(tmp_path, content):
+    (tmp_path / "source").mkdir()
+    for name, data in content.items():
+        (tmp_path / "source" / name).write_bytes(data)
+    assert cli.main(["ingest", "ct", str(tmp_path / "source"), "--out", str(tmp_path / "c")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("alone", [["ct"], []])
+def test_when_no_image_is_accepted_the_exit_code_is_2_and_reasons_and_table_are_shown(tmp_path, capsys, alone):
+    source = niftis(tmp_path / "source", rows=())
+    command = ["ingest", *alone, str(source), "--out", str(tmp_path / "c")]
+    assert cli.main(command) == 2
+    seen = " ".join(capsys.readouterr().err.split())
+    assert "refused 2 x CT_SUBJECT_MISSING: for instance images.csv is absent" in seen
+    assert "file,patient_id,time" in seen
+    assert str(tmp_path / "c" / "ct" / "manifest.csv") in seen
+    assert cli.main([*command, "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found if alone else found["ct"])["reasons"][0]["volumes"] == 2
+    (source / "images.csv").write_text("file,patient_id,time\nx.nii,P0,\n")
+    assert cli.main(command) == 0
+
+
+def test_a_lost_salt_is_refused_and_not_made_anew(tmp_path):
+    source = niftis(tmp_path / "source")
+    ingest_ct(source, tmp_path / "c")
+    (tmp_path / "c.salt.txt").unlink()
+    with pytest.raises(Refusal, match="SALT_MISSING"):
+        ingest_ct(source, tmp_path / "c")
+    assert not (tmp_path / "c.salt.txt").exists()
+
+
+def test_an_id_of_the_manifest_leads_back_to_its_files_with_the_right_salt_alone(tmp_path, capsys):
+    source = niftis(tmp_path / "source", rows=("x.nii,P0,",))
+    (source / "junk").write_bytes(b"junk" * 200)
+    out = ["--out", str(tmp_path / "c")]
+    assert cli.main(["ingest", "ct", str(source), *out]) == 0
+    manifest = json.loads((tmp_path / "c/ct/manifest.json").read_text())
+    (refused,) = (row["image_id"] for row in manifest["volumes"] if row["status"] == "refused")
+    (skipped,) = (row["file_id"] for row in manifest["skipped_files"])
+    capsys.readouterr()
+    for item, name in ((refused, "y.nii"), (skipped, "junk")):
+        assert cli.main(["ingest", "ct", str(source), *out, "--explain", item, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"id": item, "files": [name]}
+    assert cli.main(["ingest", str(source), *out, "--explain", refused]) == 0
+    assert capsys.readouterr().err == "y.nii\n"
+    assert cli.main(["ingest", str(source), *out, "--explain", "0" * 16]) == 2
+    (tmp_path / "c.salt.txt").write_text("another salt")
+    assert cli.main(["ingest", str(source), *out, "--explain", refused]) == 2
+    assert cli.main(["ingest", str(source), "--out", str(tmp_path / "d"), "--explain", refused]) == 2
+    assert not (tmp_path / "d.salt.txt").exists()
 
 
 @pytest.mark.real_data

@@ -140,10 +140,12 @@ class CtEhrSampler:
         self.vocabulary = tokens.size
         self.report = {**self.pairing, "subjects": len(self.subjects)}
         if not self.subjects:
+            why = ", ".join(f"{n} images {name}" for name, n in self.pairing["unmatched"].items() if n)
             raise Refusal(
                 "COHORT_UNPAIRED",
-                f"no subject of {cohort.path} has a CT paired with a record",
-                "mmjepa ingest says in ct/manifest.json why; a crosswalk joins people",
+                f"no subject of {cohort.path} has a CT paired with a record ({why})",
+                "no_time: CT_NO_TIME in ct/manifest.csv; give the scan a time, in images.csv or by a MEDS row with its image_id. "
+                "no_event_in_window: records need rows besides the scans. A crosswalk joins people",
             )
 
     @classmethod

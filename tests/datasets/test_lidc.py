@@ -3,6 +3,8 @@
 from datetime import datetime
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydicom import dcmread
 
@@ -54,7 +56,8 @@ def test_the_cohort_has_what_the_readers_and_the_diagnosis_say(download, tmp_pat
     assert "LIDC-IDRI-0001" not in seen
     assert result["left_out"] == {"series_without_reads": 0, "xml_not_of_a_ct": 1}
     made = ingest(tmp_path / "source", tmp_path / "cohort")
-    assert (made["ct"]["accepted"], made["subjects_with_both"]) == (3, 3)
+    assert (made["ct"]["accepted"], made["subjects_with_both"]) == (3, 0)
+    assert made["unpaired"] == {"no_event_in_window": 3}  # scans alone are no record
     cohort = Cohort.open(tmp_path / "cohort")
     name_of = {subject: name[-4:] for name, (subject, _) in people(tmp_path / "source").items()}
     found = {
@@ -115,6 +118,23 @@ def test_scans_without_a_time_of_day_get_days_of_their_own_which_the_records_tel
     events = pd.read_parquet(tmp_path / "source" / "ehr" / "data" / "0.parquet").query("subject_id == @subject")
     assert index["time"].isna().all()
     assert set(events["image_id"]) == set(index["image_id"])
+    assert made["unpaired"] == {"no_event_in_window": 4}  # and no image lacks a time
+
+
+def test_scans_without_a_time_of_day_pair_with_rows_that_a_person_adds(download, tmp_path, convert):
+    for path in download.rglob("*.dcm"):
+        data = dcmread(path)
+        data.AcquisitionTime = ""
+        data.save_as(path)
+    assert convert("lidc", download, tmp_path / "source")[0] == 0
+    table = tmp_path / "source" / "ehr" / "data" / "0.parquet"
+    rows = pd.read_parquet(table)
+    added = rows.assign(time=rows["time"] - pd.Timedelta(days=1), image_id=None)
+    both = pd.concat([rows, added]).sort_values(["subject_id", "time"])
+    pq.write_table(pa.Table.from_pandas(both, pq.read_schema(table), preserve_index=False), table)
+    made = ingest(tmp_path / "source", tmp_path / "cohort")
+    assert (made["subjects_with_both"], made["unpaired"]) == (3, {})
+    assert all("CT_NO_TIME" in flags for flags in pd.read_parquet(tmp_path / "cohort/ct/index.parquet")["flags"])
 
 
 def test_two_reads_of_one_moment_that_differ_give_no_label(download, tmp_path, convert):
