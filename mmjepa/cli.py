@@ -123,7 +123,7 @@ def _data_verbs(verbs: Any) -> None:
         _doctor,
         "check this installation and say what to do about what is missing",
         "Checks Python, package versions, threads, CUDA, DICOM decoders, torchvision and timm, disk space. Exits with 2 "
-        "if something the core needs is broken.",
+        "if something the core needs is broken, says limited if another part is.",
         "mmjepa doctor",
         "one line a part: OK, missing or broken, and what to do",
         show=cli_show.doctor,

@@ -79,4 +79,5 @@ def doctor(result: Mapping[str, Any]) -> None:
     for part in result["parts"]:
         advice = f" -> {part['advice']}" if part["advice"] else ""
         print(f"{part['state']:<9}{part['part']}: {part['found']}{advice}", file=sys.stderr)
-    print(f"verdict: {result['verdict']}", file=sys.stderr)
+    names = f" (broken: {', '.join(result['broken'])})" if result["broken"] else ""
+    print(f"verdict: {result['verdict']}{names}", file=sys.stderr)

@@ -25,8 +25,8 @@ INSTALL = "install again with the constraints: pip install -c constraints.txt -e
 def doctor() -> dict[str, Any]:
     """Check Python, packages, threads, devices, decoders, disk.
 
-    Returns verdict (``OK``, or ``broken`` when a part of the core does not work) and parts, each with part, state, found,
-    advice, core.
+    Returns verdict (``OK``; ``broken`` when a part of the core does not work; ``limited`` when another part is broken: the core
+    works), broken (the names of those parts) and parts, each with part, state, found, advice, core.
     """
     parts = [
         _python(),
@@ -38,8 +38,9 @@ def doctor() -> dict[str, Any]:
         _hugging_face_datasets(),
         _disk(),
     ]
-    broken = any(part["core"] and part["state"] != "OK" for part in parts)
-    return {"verdict": "broken" if broken else "OK", "parts": parts}
+    core = any(part["core"] and part["state"] != "OK" for part in parts)
+    broken = [part["part"] for part in parts if part["state"] == "broken" or (part["core"] and part["state"] != "OK")]
+    return {"verdict": "broken" if core else "limited" if broken else "OK", "broken": broken, "parts": parts}
 
 
 def _part(part: str, state: State, found: str, advice: str = "", *, core: bool = False) -> dict[str, Any]:

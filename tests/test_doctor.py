@@ -3,6 +3,7 @@ from importlib import metadata
 
 import pytest
 
+from mmjepa import cli
 from mmjepa import doctor as room
 from mmjepa.doctor import doctor
 
@@ -13,7 +14,7 @@ def part(result: dict, name: str) -> dict:
 
 def test_this_installation_is_sound_and_every_part_that_is_not_ok_says_what_to_do():
     result = doctor()
-    assert result["verdict"] == "OK"
+    assert (result["verdict"], result["broken"]) == ("OK", [])
     assert {"python", "torch", "threads", "cuda", "torchvision", "timm", "datasets", "disk"} <= {
         p["part"] for p in result["parts"]
     }
@@ -54,7 +55,9 @@ def test_timm_without_a_fitting_torchvision_is_told_from_timm_not_installed(monk
 
     monkeypatch.setattr(room.importlib, "import_module", fake)
     result = doctor()
-    assert (part(result, "timm")["state"], result["verdict"]) == (state, "OK")
+    assert part(result, "timm")["state"] == state
+    assert result["verdict"] == ("limited" if state == "broken" else "OK")
+    assert ("timm" in result["broken"]) == (state == "broken")
     assert says in part(result, "timm")["found"]
 
 
@@ -70,3 +73,9 @@ def test_a_folder_that_cannot_be_written_is_seen(monkeypatch):
 
     monkeypatch.setattr(room.tempfile, "TemporaryFile", refuse)
     assert part(doctor(), "disk")["state"] == "broken"
+
+
+def test_a_broken_part_is_in_the_verdict_that_people_read(monkeypatch, capsys):
+    monkeypatch.setattr(room, "MIN_FREE_GB", 1e9)
+    assert cli.main(["doctor"]) == 0
+    assert "verdict: limited (broken: disk)" in capsys.readouterr().err
