@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmjepa.config import build, to_plain
 from mmjepa.encoders.monai_weights import read_monai_weights
 from mmjepa.encoders.qwen3 import Qwen3Encoder, make_base
+from mmjepa.encoders.slices25d import read_timm_weights
 from mmjepa.encoders.vit3d import ViT3DConfig
 from mmjepa.files import atomic_path, read_json, sha256, write_json
 from mmjepa.jepa import JEPA, ModelConfig
@@ -28,9 +29,12 @@ def build_model(config: ModelConfig, folder: Path, vocabulary: int) -> JEPA:
     one of ``vocabulary`` tokens is made first when there is none.
     """
     model = _initial(config, folder, vocabulary)
-    if isinstance(config.ct, ViT3DConfig) and config.ct.weights is not None:
-        # its pool, where it has one, is no part of a MONAI ViT
-        model.encoders["ct"].load_state_dict(read_monai_weights(config.ct).state_dict(), strict=False)
+    if config.ct is not None and config.ct.weights is not None:
+        if isinstance(config.ct, ViT3DConfig):
+            begun = read_monai_weights(config.ct).state_dict()  # its pool, where it has one, is no part of a MONAI ViT
+        else:
+            begun = read_timm_weights(config.ct).backbone.state_dict(prefix="backbone.")
+        model.encoders["ct"].load_state_dict(begun, strict=False)
     return model
 
 

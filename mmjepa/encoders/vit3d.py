@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmjepa.batch import VolumeView
 from mmjepa.encoders.pooling import Pool, scan_pool
+from mmjepa.refusal import Refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class ViT3DConfig:
     """patch: edge of a cubic token in voxels. channels: of a crop (HU windows). width, depth, heads, ffn: of the
     transformer. latent: output width. learned_grid: tokens along each axis on which places are learned, resampled for
     other grids; None: fixed sines and cosines. registers: learned tokens that are no place, attended to and dropped.
-    pool: how the tokens of a crop become its latent. weights: a safetensors file with the weights of a MONAI ViT to begin
-    with, which the sizes must fit (``mmjepa.encoders.monai_weights``)."""
+    pool: how the tokens of a crop become its latent. weights: a safetensors file with the weights of a MONAI ViT that a run
+    begins with, which the sizes must fit; ``ViT3D`` does not read it, ``mmjepa.encoders.monai_weights`` does."""
 
     kind: Literal["vit3d"] = "vit3d"
     patch: int = 8
@@ -53,7 +54,8 @@ class ViT3DConfig:
 
 
 class ViT3D(nn.Module):
-    """Encodes crops [V, C, X, Y, Z] to latents.
+    """Encodes crops [V, C, X, Y, Z] of voxels in 0..1 to latents. A new one begins as if they were centred, to -1..1;
+    the weights of a MONAI ViT read them as they come, so its own intensities are those to give it.
 
     Fixed places are sines and cosines of a token's index, the same in every grid. Learned places are resampled to
     other grids (trilinear), so they tell where in the crop a token lies, whatever the crop's size. A MONAI
@@ -66,6 +68,9 @@ class ViT3D(nn.Module):
 
         self.config = config
         self.embed = nn.Linear(config.channels * config.patch**3, config.width)
+        with torch.no_grad():  # w (2x - 1) + b
+            self.embed.bias.sub_(self.embed.weight.sum(dim=1))
+            self.embed.weight.mul_(2)
         self.blocks = nn.ModuleList()
         for _ in range(config.depth):
             block = TransformerBlock(config.width, config.ffn, config.heads, qkv_bias=True, use_flash_attention=True)
@@ -102,7 +107,11 @@ class ViT3D(nn.Module):
         return self.head(self.hidden_states(voxels, keep))
 
     def hidden_states(self, voxels: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The transformer's normalised output [V, K, width] at the kept places, without the registers."""
+        """The transformer's normalised output [V, K, width] at the kept places, without the registers.
+
+        Raises Refusal ENCODER_INPUT for another number of channels than the config's.
+        """
+        check_channels(voxels, self.config.channels)
         grid, p = self.grid(voxels), self.config.patch
         voxels = plain_tensor(voxels)
         patches = voxels.reshape(*voxels.shape[:2], grid[0], p, grid[1], p, grid[2], p)
@@ -148,6 +157,16 @@ def sincos_places(grid: tuple[int, int, int], width: int, device: torch.device) 
         axes[2][None, None].expand(x, y, z, -1),
     ]
     return torch.cat(spread, dim=-1).reshape(1, x * y * z, width)
+
+
+def check_channels(voxels: Tensor, wanted: int) -> None:
+    """Raises Refusal ENCODER_INPUT for crops that are not [V, wanted, X, Y, Z]."""
+    if voxels.ndim != 5 or voxels.shape[1] != wanted:
+        raise Refusal(
+            "ENCODER_INPUT",
+            f"crops of shape {list(voxels.shape)}, want [V, {wanted}, X, Y, Z]",
+            "Channels are windows: give as many as the encoder was made for (vit3d: channels; slices25d: one)",
+        )
 
 
 def plain_tensor(voxels: Tensor) -> Tensor:

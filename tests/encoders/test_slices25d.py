@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmjepa.batch import Layout, VolumeView
 from mmjepa.config import build
 from mmjepa.embed import TrainedRun, embed
-from mmjepa.encoders.slices25d import Slices25D, Slices25DConfig
+from mmjepa.encoders.slices25d import Slices25D, Slices25DConfig, read_timm_weights
 from mmjepa.engine.log import read_metrics
 from mmjepa.evaluate.tables import read_embeddings
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.masking import check_patches
+from mmjepa.model import build_model, load_model, save_model
 from mmjepa.plan import plan, plan_file
 from mmjepa.predictor import Predictor, PredictorConfig, gather_slots
 from mmjepa.pretrain import RunConfig, pretrain, read_config
@@ -51,6 +53,8 @@ def test_a_token_is_what_the_backbone_says_of_its_slices_as_channels(backbone):
         image = torch.nn.functional.interpolate(image, size=(224, 224), mode="bilinear", antialias=True)
     tokens = model.tokens(voxels)
     assert tokens.shape == (1, 2, 10)
+    cfg = model.backbone.pretrained_cfg
+    image = (image - np.mean(cfg["mean"])) / np.mean(cfg["std"])
     torch.testing.assert_close(tokens[0, 1], model.head(model.backbone(image))[0], atol=1e-5, rtol=1e-5)
 
 
@@ -110,7 +114,7 @@ def test_slices_that_the_stack_does_not_divide_and_unknown_backbones_are_errors(
 
 
 def run_config(cohort, out, **ct):
-    """A few steps of pretraining with this encoder; most masks hide stacks of slices."""
+    """A few steps of pretraining with this encoder, on whole crops and on stacks of slices."""
     predictor = {"kinds": ["ct", "ehr", "ct_patch"], "queries": True, "position": "continuous", "depth": 1, "heads": 2}
     qwen3 = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     values = {
@@ -119,7 +123,7 @@ def run_config(cohort, out, **ct):
         "views": {
             "kind": "ct_ehr",
             "crop": [32, 32, 16],
-            "mask": {"probability": {"cross_modal": 0.3, "patches": 0.7}},
+            "mask": {"probability": {"cross_modal": 0.6, "patches": 0.4}},
             "patches": {"block": 0.25},
         },
         "model": {
@@ -219,6 +223,62 @@ def test_a_timm_that_fails_at_import_is_refused_as_broken_not_as_absent(tmp_path
         Slices25D(Slices25DConfig())
     assert broken.value.code == "PACKAGE_BROKEN"
     assert says in broken.value.message
+
+
+@needs_timm
+def test_several_windows_as_channels_are_refused(model):
+    with pytest.raises(Refusal) as refused:
+        model.tokens(torch.zeros(1, 3, 32, 32, 4))
+    assert refused.value.code == "ENCODER_INPUT"
+
+
+def test_a_name_of_trained_weights_needs_their_file():
+    with pytest.raises(ValueError, match=r"set weights .*'resnet18'"):
+        Slices25DConfig(backbone="resnet18.a1_in1k")
+    assert Slices25DConfig(backbone="resnet18.a1_in1k", weights="model.safetensors").weights == "model.safetensors"
+
+
+@needs_timm
+@torch.no_grad()
+def test_a_model_begins_with_the_weights_of_a_timm_file_and_needs_it_once(tmp_path):
+    import timm
+
+    torch.manual_seed(1)
+    trained = timm.create_model("test_convnext")
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    values = {"kind": "slices25d", "backbone": "test_convnext.r160_in1k", "stack": 2, "latent": 8}
+    values["weights"] = str(tmp_path / "model.safetensors")
+    config = build(ModelConfig, {"ct": values, "predictor": {"latent": 8}})
+    torch.manual_seed(0)
+    model = build_model(config, tmp_path / "m", 0).eval()
+    body, wanted = dict(model.encoders["ct"].backbone.named_parameters()), dict(trained.named_parameters())
+    changed = [name for name in body if body[name].shape != wanted[name].shape]
+    assert changed == ["stem.0.weight"]  # two slices instead of three colours
+    assert all(torch.equal(body[name], wanted[name]) for name in body if name not in changed)
+    (tmp_path / "model.safetensors").unlink()
+    save_model(model, tmp_path / "m", base_trained=False)
+    view = VolumeView("ct", crops())
+    assert torch.equal(load_model(tmp_path / "m").encode([view]), model.encode([view]))
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("content", "code"), [(None, "MISSING"), ("text", "BROKEN"), ("other", "BROKEN"), ("shape", "BROKEN")]
+)
+def test_backbone_weights_that_are_none_or_of_another_are_refused(tmp_path, content, code):
+    path = tmp_path / "model.safetensors"
+    if content == "text":
+        path.write_text("no weights")
+    elif content == "other":
+        save_file({"a": torch.zeros(2)}, path)
+    elif content == "shape":
+        import timm
+
+        state = timm.create_model("test_convnext").state_dict()
+        save_file(state | {"stages.0.blocks.0.conv_dw.bias": torch.zeros(3)}, path)
+    with pytest.raises(Refusal) as refused:
+        read_timm_weights(Slices25DConfig(backbone="test_convnext", weights=str(path)))
+    assert refused.value.code == f"ENCODER_{code}"
 
 
 def test_an_impossible_size_is_an_error():

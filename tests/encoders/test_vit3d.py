@@ -10,6 +10,7 @@ from monai.data.meta_tensor import MetaTensor
 
 from mmjepa.batch import VolumeView
 from mmjepa.encoders.vit3d import ViT3D, ViT3DConfig, sincos_places
+from mmjepa.refusal import Refusal
 
 VARIANTS = {
     "fixed": {},
@@ -153,8 +154,23 @@ def test_every_channel_is_read():
         changed = voxels.clone()
         changed[:, channel] += torch.randn(8, 12, 8)
         assert not torch.allclose(model.tokens(changed), before, atol=1e-3)
-    with pytest.raises(RuntimeError):
-        model.tokens(crops(channels=1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 12, 8), (2, 3, 8, 12, 8), (2, 8, 12, 8)])
+def test_other_channels_than_the_encoders_are_refused(shape):
+    with pytest.raises(Refusal) as refused:
+        encoder(channels=2).tokens(torch.zeros(shape))
+    assert refused.value.code == "ENCODER_INPUT"
+    assert "want [V, 2, X, Y, Z]" in refused.value.message
+
+
+@torch.no_grad()
+def test_a_new_encoder_begins_as_if_voxels_of_0_to_1_were_centred():
+    model = encoder()
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(64, 24)
+    voxels = torch.rand(5, 64)
+    torch.testing.assert_close(model.embed(voxels), plain(2 * voxels - 1), atol=1e-5, rtol=1e-5)
 
 
 def test_the_layers_see_only_kept_tokens_and_registers():
@@ -196,6 +212,11 @@ def test_compiled_to_machine_code_the_result_and_gradients_are_the_same(tmp_path
     compiled = loss_and_gradients(model, torch.compile(model.tokens, fullgraph=True))
     for ours, theirs in zip(plain, compiled, strict=True):
         torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss_and_gradients(model, torch.compile(model.tokens, fullgraph=True))
+    for ours, theirs in zip(plain, half, strict=True):
+        assert not torch.equal(ours, theirs)
+        assert float((ours - theirs).norm() / ours.norm()) < 0.02
     assert list(tmp_path.rglob("*.so"))  # it was compiled, not run as it is
 
 
