@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmjepa.ct.scan import _walk
+from mmjepa.ct.scan import walk
 from mmjepa.ct.volume import relative
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
@@ -25,11 +25,13 @@ def files_of(item: str, source: Path, folder: Path, crosswalk: Crosswalk) -> lis
         raise Refusal(
             "EXPLAIN_NO_SCAN", f"{folder} holds no finished scan", "Run the ingest again, without --explain"
         ) from None
-    names = {relative(path, source): crosswalk.image_id(f"file:{relative(path, source)}") for path in _walk(source)}
-    found = [name for name, file in names.items() if item in (file, crosswalk.image_id(name))]  # the latter: of NIfTI
+    paths, closed = walk(source)
+    names = [relative(path, source) for path in (*paths, *closed)]
+    files = {name: crosswalk.image_id(f"file:{name}") for name in names}
+    found = [name for name, file in files.items() if item in (file, crosswalk.image_id(name))]  # the latter: of NIfTI
     if not found and group:
         together = {row["file"] for row in table.to_pylist() if row["group"] == group}
-        found = [name for name, file in names.items() if file in together]
+        found = [name for name, file in files.items() if file in together]
     if not found:
         raise Refusal(
             "EXPLAIN_UNKNOWN",

@@ -9,7 +9,7 @@ between two looks while size, inode, modification and change time stay the same 
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,15 +41,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """The last scan: its entries by file, for each group the manifest's rows with their ``index``, and everyone's salted hash."""
+    """The last scan: its entries by file, and for each group the manifest's rows with their ``index``."""
 
     entries: Mapping[str, Entry] = field(default_factory=dict)
     rows: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    patients: Sequence[str] = ()
 
 
 def patients_of(entries: Iterable[Entry]) -> list[str]:
-    """The salted hashes of all patients that the entries name, in the order of their numbers where no crosswalk gives others."""
+    """The salted hashes of all patients that the entries name."""
     return sorted({patient for entry in entries for patient in entry.patients.split()})
 
 
@@ -71,7 +70,7 @@ def key_of(crosswalk: Crosswalk, transform: dict[str, Any]) -> str:
 def remember(folder: Path, key: str, entries: Sequence[Entry], groups: Mapping[str, str]) -> None:
     """Write the table, last of all outputs. groups: of each image_id."""
     kept = [entry._asdict() for entry in entries if entry.stamp]
-    facts = {**_facts(folder, key), "groups": groups, "patients": patients_of(entries)}
+    facts = {**_facts(folder, key), "groups": groups}
     schema = pa.schema([(name, pa.string()) for name in Entry._fields], metadata={"scan": json.dumps(facts)})
     with atomic_path(folder / "scan.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(kept, schema=schema), temporary)
@@ -82,7 +81,7 @@ def recall(folder: Path, key: str) -> Memory:
     try:
         table = pq.read_table(folder / "scan.parquet")
         facts = json.loads(table.schema.metadata[b"scan"])
-        groups, patients = facts.pop("groups"), facts.pop("patients")
+        groups = facts.pop("groups")
         if facts != _facts(folder, key):
             return Memory()
         entries = [Entry(**row) for row in table.to_pylist()]
@@ -102,7 +101,6 @@ def recall(folder: Path, key: str) -> Memory:
     return Memory(
         {entry.file: entry for entry in entries if entry.group not in again},
         {group: known for group, known in rows.items() if group not in again},
-        patients,
     )
 
 

@@ -14,7 +14,7 @@ from mmjepa.ct.dicom import ENHANCED, HEAD_BYTES, Left, Slice
 from mmjepa.ct.manifest import Skip
 from mmjepa.ct.resume import Entry, Memory, patients_of, stamp_of
 from mmjepa.ct.volume import Candidate, Settings, relative
-from mmjepa.identity import Crosswalk
+from mmjepa.identity import Crosswalk, check_subjects
 from mmjepa.refusal import Refusal
 
 _TABLE, _NIFTI = "table", "nifti:"
@@ -47,7 +47,7 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings, memory: Memory 
     """Find what could be a volume. What ``memory`` knows is read again only where it is judged with files that changed, came
     or went."""
     memory = memory or Memory()
-    paths = _walk(source)
+    paths, closed = walk(source)
     files = {path: crosswalk.image_id(f"file:{relative(path, source)}") for path in paths}
     stamps = {path: stamp_of(path, file, crosswalk) for path, file in files.items()}
     read, kept, groups = _read_what_changed(files, stamps, memory, crosswalk)
@@ -59,11 +59,10 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings, memory: Memory 
         )
     table = tables[0] if tables else None
     niftis = [path for path in paths if path in read.niftis or (path in kept and kept[path].group.startswith(_NIFTI))]
-    others = {patient for entry in kept.values() for patient in entry.patients.split()}
     slices = [part for path in paths for part in read.parts.get(path, ())]
     judge_niftis = _TABLE in groups or any(group.startswith(_NIFTI) for group in groups)
     in_table = nifti.patients(table) if table and judge_niftis else set()
-    crosswalk = _numbered(crosswalk, {part.patient_id for part in slices} - {""} | in_table, others)
+    crosswalk = crosswalk.numbered({part.patient_id for part in slices} - {""} | in_table)
     single = series.without_copies(slices)
     read.left |= {path: Left("CT_DUPLICATE_FILE") for path in read.parts.keys() - {part.path for part in single}}
     found = series.candidates(single, crosswalk, settings, list(read.left.values()))
@@ -74,9 +73,12 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings, memory: Memory 
             if path not in kept:
                 found.append(replace(one, group=_NIFTI + files[path] if path else _TABLE))
     found += [Candidate(files[path], "dicom", refusal=why, group=files[path]) for path, why in read.unreadable.items()]
+    found += [_closed_folder(crosswalk.image_id(f"file:{relative(path, source)}"), why) for path, why in closed.items()]
 
     entries = [kept.get(path) or _entry(path, stamps[path], files, read, crosswalk, in_table) for path in paths]
-    rows = _repeated(memory, groups, patients_of(entries), crosswalk)
+    if not crosswalk.paired:
+        check_subjects(patients_of(entries))
+    rows = [dict(row) for group, known in memory.rows.items() if group not in groups for row in known]
     skips = [Skip(n, entry.file, entry.code) for n, entry in enumerate(entries, start=1) if entry.code]
     group_of = {one.image_id: one.group for one in found} | {
         row["image_id"]: group for group, known in memory.rows.items() if group not in groups for row in known
@@ -159,28 +161,6 @@ def _patient(patient: str, crosswalk: Crosswalk) -> str:
     return crosswalk.image_id(f"patient:{patient}")
 
 
-def _numbered(crosswalk: Crosswalk, patients: set[str], others: set[str]) -> Crosswalk:
-    """Without a crosswalk: the patients numbered among everyone; ``others`` are known by their hash alone."""
-    if crosswalk.paired:
-        return crosswalk
-    alone = crosswalk.numbered(patients)
-    hashes = {patient: _patient(patient, crosswalk) for patient in patients}
-    number = {patient: n for n, patient in enumerate(sorted({*hashes.values(), *others}), start=1)}
-    subjects = {patient: (number[hashes[patient]], alone.date_shift_days(patient)) for patient in patients}
-    return replace(alone, _subjects=subjects)
-
-
-def _repeated(memory: Memory, groups: set[str], patients: list[str], crosswalk: Crosswalk) -> list[dict[str, Any]]:
-    """The rows of all other groups; without a crosswalk, subjects get the numbers that they have among everyone now."""
-    rows = [dict(row) for group, known in memory.rows.items() if group not in groups for row in known]
-    number = {patient: n for n, patient in enumerate(patients, start=1)}
-    for row in rows if not crosswalk.paired else ():
-        if "index" in row:
-            subject = number[memory.patients[row["index"]["subject_id"] - 1]]
-            row["index"] = {**row["index"], "subject_id": subject}
-    return rows
-
-
 def _headers(path: Path, number: int, head: bytes) -> list[Slice] | Left:
     """The slices of one file, or why it is skipped."""
     header = dicom.read_header(path, number, head)
@@ -189,18 +169,25 @@ def _headers(path: Path, number: int, head: bytes) -> list[Slice] | Left:
     return enhanced.frames(header) if header.sop_class in ENHANCED else [header]
 
 
-def _walk(source: Path) -> list[Path]:
-    """Every file below ``source`` in a fixed order, through links to folders too, each folder once.
+def _closed_folder(folder: str, reason: str) -> Candidate:
+    why = Refusal("CT_UNREADABLE", f"a folder cannot be listed ({reason})", "Allow yourself to read it, and run again")
+    return Candidate(folder, "dicom", refusal=why, group=folder)
 
-    A folder that cannot be listed is refused, or its images would vanish.
-    """
 
-    def refuse(error: OSError) -> None:
-        raise Refusal("SOURCE_UNREADABLE", f"a folder in {source} cannot be listed ({error.strerror})")
+def walk(source: Path) -> tuple[list[Path], dict[Path, str]]:
+    """Every file below ``source`` in a fixed order, through links to folders too, each folder once; and the folders that cannot be
+    listed, with the reason. Raises Refusal SOURCE_UNREADABLE where that is the source itself."""
+    closed: dict[Path, str] = {}
+
+    def note(error: OSError) -> None:
+        reason = error.strerror or type(error).__name__
+        if Path(error.filename) == source:
+            raise Refusal("SOURCE_UNREADABLE", f"{source} cannot be listed ({reason})", "Allow yourself to read it")
+        closed[Path(error.filename)] = reason
 
     paths = []
     seen = set()
-    for folder, below, names in os.walk(source, onerror=refuse, followlinks=True):
+    for folder, below, names in os.walk(source, onerror=note, followlinks=True):
         facts = os.stat(folder)
         if (facts.st_dev, facts.st_ino) in seen:
             below.clear()
@@ -208,7 +195,7 @@ def _walk(source: Path) -> list[Path]:
         seen.add((facts.st_dev, facts.st_ino))
         below.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
         paths += [Path(folder) / name for name in names]
-    return sorted(paths)
+    return sorted(paths), closed
 
 
 def _kind(path: Path, number: int) -> tuple[str, bytes]:

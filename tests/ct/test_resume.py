@@ -16,8 +16,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from mmjepa.ct.dicom import CT_IMAGE
+from mmjepa.ct.explain import files_of
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.identity import Crosswalk
+from mmjepa.refusal import Refusal
 
 CROSSWALK = Crosswalk.none("a salt for tests")
 OPENED: list[str] = []
@@ -226,6 +228,52 @@ def test_what_the_machine_may_have_refused_is_tried_again(source, tmp_path, monk
     assert_as_fresh(manifest, source, tmp_path / "out")
 
 
+def test_subjects_without_a_crosswalk_stay_when_patients_come_and_go(source, tmp_path):
+    ingest(source, tmp_path / "out")
+    before = pd.read_parquet(tmp_path / "out/ct/index.parquet").set_index("image_id")["subject_id"]
+    for n in range(3):
+        write_series(source / f"new{n}", f"N{n}")
+    manifest, _ = ingest(source, tmp_path / "out")
+    after = pd.read_parquet(tmp_path / "out/ct/index.parquet").set_index("image_id")["subject_id"]
+    assert manifest["unchanged"] == len(before) == len(after) - 3
+    assert dict(after[before.index]) == dict(before)
+    assert after.is_unique
+    assert after.between(1, 2**53 - 1).all()
+
+
+def test_two_patients_of_one_subject_id_are_refused_in_a_second_run_too(source, tmp_path, monkeypatch):
+    ingest(source, tmp_path / "out")
+    write_series(source / "new", "N")
+    monkeypatch.setattr("mmjepa.identity._SUBJECTS", 1)
+    with pytest.raises(Refusal, match="SUBJECT_ID_TWICE"):
+        ingest(source, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_listed_is_a_refused_row_and_the_source_itself_a_refusal(source, tmp_path, monkeypatch):
+    first, _ = ingest(source, tmp_path / "out")
+    real = os.scandir
+    shut = source / "a"
+
+    def scandir(path):
+        if Path(path) == shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    manifest, _ = ingest(source, tmp_path / "out")
+    assert manifest["refused"] == {**first["refused"], "CT_UNREADABLE": 1}
+    assert manifest["accepted"] == first["accepted"] - 1
+    (row,) = (row for row in manifest["volumes"] if row.get("code") == "CT_UNREADABLE")
+    assert files_of(row["image_id"], source, tmp_path / "out/ct", CROSSWALK) == ["a"]
+    monkeypatch.undo()
+    again, _ = ingest(source, tmp_path / "out")
+    assert without_state(again) == without_state(first)
+    shut = source
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(Refusal, match="SOURCE_UNREADABLE"):
+        ingest(source, tmp_path / "out")
+
+
 def test_the_memory_holds_no_identifier_path_or_date(source, tmp_path):
     ingest(source, tmp_path / "out")
     table = pq.read_table(tmp_path / "out/ct/scan.parquet")
@@ -236,7 +284,8 @@ def test_the_memory_holds_no_identifier_path_or_date(source, tmp_path):
         for text in column.to_pylist()
         for word in text.split()
     ]
-    words += [text.removeprefix("nifti:") for text in table["group"].to_pylist()] + facts["patients"]
+    words += [text.removeprefix("nifti:") for text in table["group"].to_pylist()]
+    words += facts["groups"]
     assert all(not word or word == "table" or (len(word) == 16 and int(word, 16) >= 0) for word in words)
     assert set(table["code"].to_pylist()) == {"", "CT_NOT_DICOM", "CT_NOT_CT", "CT_DUPLICATE_FILE"}
 
