@@ -1,0 +1,1 @@
+"""What ``benchmarks/ct.py`` measures."""
