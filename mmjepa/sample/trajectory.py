@@ -18,6 +18,7 @@ from mmjepa.cohort import Cohort
 from mmjepa.ehr.names import read_names
 from mmjepa.ehr.stays import HOUR_US, Stay, StaysConfig, derive_stays, iterate
 from mmjepa.ehr.text import NO_ACTION, HourlyTextConfig, TextWriter
+from mmjepa.ehr.tokenizer import SentenceTokenizer
 from mmjepa.ehr.windows import windows
 from mmjepa.keyed import generator
 from mmjepa.masking import draw_rollout_start
@@ -61,10 +62,10 @@ class Written:
 
 
 class Corpus:
-    """Distinct texts, tokenised once. ids count from 0 in the order of first use."""
+    """Distinct texts, tokenised once (their sentences too). ids count from 0 in the order of first use."""
 
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer, self.max_tokens = SentenceTokenizer(tokenizer), max_tokens
         self.ids: dict[str, int] = {}
         self.texts: list[str] = []
         self.tokens = np.empty(0, dtype=np.int32)
@@ -84,15 +85,11 @@ class Corpus:
 
     def tokenise(self) -> None:
         """Tokenise what is new. A text longer than ``max_tokens`` loses its end and is counted."""
-        new = self.texts[len(self.offsets) - 1 :]
-        parts = [self.tokens]
-        lengths = []
-        for first in range(0, len(new), 1024):
-            for ids in self.tokenizer(new[first : first + 1024], add_special_tokens=False)["input_ids"]:
-                self.cut += len(ids) > self.max_tokens
-                parts.append(np.array(ids[: self.max_tokens], dtype=np.int32))
-                lengths.append(len(parts[-1]))
-        self.tokens = np.concatenate(parts)
+        whole = self.tokenizer(self.texts[len(self.offsets) - 1 :])
+        self.cut += sum(len(ids) > self.max_tokens for ids in whole)
+        kept = [ids[: self.max_tokens] for ids in whole]
+        self.tokens = np.concatenate([self.tokens, *kept])
+        lengths = [len(ids) for ids in kept]
         self.offsets = np.concatenate([self.offsets, self.offsets[-1] + np.cumsum(lengths, dtype=np.int64)])
 
     def view(self, ids: np.ndarray) -> SequenceView:

@@ -1,11 +1,15 @@
 """The trained tokenizer loads as any Hugging Face tokenizer, loses nothing, and does not depend on the order of texts."""
 
+import json
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from mmjepa.ehr.tokenizer import SMALLEST, train_tokenizer
+from mmjepa.ehr import tokenizer as module
+from mmjepa.ehr.tokenizer import SMALLEST, SentenceTokenizer, train_tokenizer
 from mmjepa.refusal import Refusal
 
 TEXTS = [
@@ -58,3 +62,76 @@ def test_bad_requests_are_refused(folder, tmp_path):
         with pytest.raises(Refusal, match=code):
             train_tokenizer(*arguments)
     assert not (tmp_path / "a").exists()
+
+
+def loaded(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    tokenizer = loaded(folder)
+    return tokenizer, SentenceTokenizer(tokenizer)
+
+
+pieces = st.one_of(
+    st.sampled_from(
+        [". ", "| ", ".", " ", "|", ": ", "\n", "\r\n", "\t", "\u00a0", "\u0301", "'s", "91", "<|pad|>", "(", "ab"]
+    ),
+    st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@example(["A.  B", "A. \u0301b", "A. \n B", "A.. ", "| ", "", ". . | . ", "x 's. 's"])
+@given(st.lists(st.lists(pieces, max_size=12).map("".join), max_size=6))
+def test_any_text_tokenised_by_sentences_is_what_it_is_as_a_whole(pair, texts):
+    whole, by_sentence = pair
+    assert by_sentence.by_sentence
+    for text, ids in zip(texts, by_sentence(texts), strict=True):
+        assert ids.tolist() == whole(text, add_special_tokens=False)["input_ids"]
+
+
+def test_each_distinct_sentence_is_tokenised_once(pair):
+    tokenizer = SentenceTokenizer(pair[0])
+    tokenizer([f"t={hour}h | Heart rate: 91 bpm. MAP: {hour % 2} mmHg." for hour in range(10)])
+    assert len(tokenizer._ids) == 10 + 1 + 2
+
+
+def test_what_is_kept_has_a_limit_and_stays_exact(pair, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_SENTENCES", 5)
+    tokenizer = SentenceTokenizer(pair[0])
+    for first in range(0, 20, 4):
+        found = tokenizer(TEXTS[first : first + 4])
+        assert [ids.tolist() for ids in found] == pair[0](TEXTS[first : first + 4])["input_ids"]
+
+
+def test_padding_and_cutting_asked_of_the_tokenizer_before_change_nothing(folder):
+    tokenizer = loaded(folder)
+    tokenizer(TEXTS[:3], padding=True, truncation=True, max_length=4)
+    found = SentenceTokenizer(tokenizer)(TEXTS)
+    assert [ids.tolist() for ids in found] == loaded(folder)(TEXTS)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: parts["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\S+\.? \S+|\s+"}),
+        lambda parts: parts["pre_tokenizer"]["pretokenizers"].pop(0),
+        lambda parts: parts.update(normalizer={"type": "Strip", "strip_left": True, "strip_right": True}),
+        lambda parts: parts["added_tokens"][1].update(rstrip=True, content="mmHg."),
+    ],
+)
+def test_any_other_tokenizer_reads_whole_texts(folder, tmp_path, change):
+    parts = json.loads((folder / "tokenizer.json").read_text())
+    change(parts)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    (tmp_path / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
+    tokenizer = loaded(tmp_path)
+    found = SentenceTokenizer(tokenizer)
+    assert not found.by_sentence
+    ids = found(TEXTS)
+    assert [one.tolist() for one in ids] == tokenizer(TEXTS, add_special_tokens=False)["input_ids"]
+    assert {one.dtype for one in ids} == {np.dtype(np.int32)}
