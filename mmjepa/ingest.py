@@ -130,10 +130,10 @@ def _images(
     made = [path for path in (out, out / "ct", _salt_beside(out), found.salt) if path and not path.exists()]
     try:
         return ingest_images(images, out, crosswalk=_identity(found, out, notes), workers=workers, **settings)
-    except Refusal:
-        if not (out / "ct" / "volumes").exists():
+    except Refusal as refusal:
+        if refusal.code != "INGEST_RUNNING" and not any((out / "ct" / "volumes").glob("*")):
             for path in made:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
 
 
