@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import pydicom
-from pydicom.filereader import read_dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mmjepa.ct import elements
 from mmjepa.ct.elements import HEADER_BYTES, OTHERS, PIXELS, TEXTS, Plain, inflated
@@ -32,7 +31,12 @@ CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _MAKERS = ("SIEMENS", "GE", "PHILIPS", "TOSHIBA", "CANON", "HITACHI", "FUJIFILM", "UIH", "NEUSOFT", "SAMSUNG")
-_KERNEL = re.compile(r"[\w.+/ -]{1,16}", re.ASCII)
+_KERNEL_CHARACTERS = 12
+_KERNEL = re.compile(  # B30f, Br40d 3, FC51-H, YA, STANDARD, BONEPLUS, B_SOFT_B, SHARP_C
+    r"([A-Z]_)?([A-Z]{1,3}\d{1,3}[A-Z]{0,2}|[A-Z]{1,2}|\d{1,2}|STANDARD|STND|SMOOTH|SOFT|SHARP|BONE|LUNG|DETAIL|EDGE|CHST|ULTRA"
+    r"|BODY|BRAIN|HEAD)(PLUS)?([-_+]([A-Z]{1,2}|\d))?( \d)?",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Slice:
     patient_id: str
     time: tuple[datetime | None, datetime | None, datetime | None]  # acquisition, series, study
     image_type: tuple[str, ...]
-    kernel: str
+    kernel: str  # one of the known shapes, or empty
+    kernel_text: str  # as the file has it
     body_part: str
     thickness_mm: float | None
     orientation: tuple[float, ...] | None
@@ -64,7 +69,8 @@ class Slice:
     kvp: float | None
     maker: str  # one of a few known names, or empty
     plain: Plain | None = None  # where the voxels need no decoder
-    inflated_bytes: int | None = None  # what a deflated data set may unpack to
+    deflated: bool = False
+    most_bytes: int = HEADER_BYTES  # what the data set may come to
     frame: int | None = None  # of a multi-frame file, from 0
     stack: str = ""  # what a multi-frame file says about which frames belong together
 
@@ -102,19 +108,18 @@ def looks_like_dicom(head: bytes) -> bool:
 def header_file(path: Path) -> BinaryIO:
     """A file from its start; a deflated one as the uncompressed file that it stands for, as far as a header may reach.
 
-    Raises Refusal CT_OUT_OF_LIMITS, CT_UNREADABLE, and whatever broken bytes lead pydicom to.
+    Raises Refusal CT_OUT_OF_LIMITS.
     """
     with open(path, "rb") as handle:
-        handle.seek(132 if handle.read(132)[128:] == b"DICM" else 0)
-        meta = read_dataset(handle, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-        deflated = text_of(meta, "TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
-        found = inflated(path.read_bytes(), HEADER_BYTES) if deflated else None
-    if not deflated:
-        return open(path, "rb")
+        content = handle.read(_LONG_HEAD_BYTES)
+        found = inflated(content, HEADER_BYTES)
+        if found and PIXELS not in found[0] and len(content) == _LONG_HEAD_BYTES:
+            found = None
+            found = inflated(content + handle.read(HEADER_BYTES), HEADER_BYTES)
     if found is None:
-        raise Refusal("CT_UNREADABLE", "the file meta of a deflated file is not as the standard says")
+        return open(path, "rb")
     content, whole = found
-    if not whole and PIXELS not in content:
+    if not whole and PIXELS not in content and len(content) >= HEADER_BYTES:
         raise Refusal("CT_OUT_OF_LIMITS", f"a header unpacks to more than {HEADER_BYTES} bytes")
     return BytesIO(content)
 
@@ -182,6 +187,7 @@ def _judge(
         time=_times(text),
         image_type=image_type,
         kernel=kernel_of(data),
+        kernel_text=kernel_text_of(data),
         body_part=text["BodyPartExamined"].upper(),
         thickness_mm=thickness[0] if thickness else None,
         orientation=orientation,
@@ -196,7 +202,8 @@ def _judge(
         padding=_padding(data),
         syntax=text_of(meta, "TransferSyntaxUID"),
         plain=_plain(data, text_of(meta, "TransferSyntaxUID"), end),
-        inflated_bytes=_inflated_bytes(data) if deflated else None,
+        deflated=deflated,
+        most_bytes=_most_bytes(data),
         kvp=kvp[0] if kvp else None,
         maker=next((name for name in _MAKERS if re.match(rf"{name}\b", maker)), ""),
     )
@@ -212,17 +219,22 @@ def _plain(data: Values, syntax: str, end: int) -> Plain | None:
     return Plain(end, syntax == ExplicitVRLittleEndian, int(stored), signed == 1)
 
 
-def _inflated_bytes(data: Values) -> int:
-    """What a deflated data set may unpack to, by its header."""
+def _most_bytes(data: Values) -> int:
+    """What a data set may come to, by its header: twice its voxels, as a codec may fail to compress, and all else."""
     tags = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
-    voxels = math.prod(int((floats_of(data, name, 1) or (1,))[0]) for name in tags) // 8
+    voxels = math.prod(int((floats_of(data, name, 1) or (1,))[0]) for name in tags) // 4
     return HEADER_BYTES + min(max(voxels, 0), _MOST_VOXEL_BYTES)
 
 
 def kernel_of(data: Values) -> str:
-    """The convolution kernel's name; empty where it is free text."""
-    kernel = " ".join(str(part).strip() for part in many_of(data, "ConvolutionKernel"))
-    return kernel if _KERNEL.fullmatch(kernel) else ""
+    """The convolution kernel's name; empty where it has no shape that scanners give it: free text may be a person's name."""
+    kernel = kernel_text_of(data)
+    return kernel if len(kernel) <= _KERNEL_CHARACTERS and _KERNEL.fullmatch(kernel) else ""
+
+
+def kernel_text_of(data: Values) -> str:
+    """The convolution kernel as the file has it, to be compared and not to be kept."""
+    return " ".join(str(part).strip() for part in many_of(data, "ConvolutionKernel"))
 
 
 def rescale_of(data: Values) -> tuple[float, float] | None:

@@ -7,11 +7,14 @@ as the standard says (an order, a representation, a length, a character) is not 
 import re
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.filereader import read_dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -30,6 +33,7 @@ OTHERS = (
     "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames", "KVP", "Manufacturer",
 )  # fmt: skip
 HEADER_BYTES = 64 << 20  # what a deflated header may unpack to
+_PIECE = 1 << 16
 _META = ("MediaStorageSOPClassUID", "TransferSyntaxUID")
 PIXELS = b"\xe0\x7f\x10\x00"  # tag (7FE0,0010) in little-endian order
 _SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
@@ -188,22 +192,37 @@ def _value(raw: bytes, name: str, usual: str, kind: bytes) -> Any:
 
 
 def inflated(content: bytes, most: int) -> tuple[bytes, bool] | None:
-    """A deflated file as the uncompressed file that it stands for, up to ``most`` bytes of its data set, and whether that is
-    all of it; None for a file that is not deflated. A small file may unpack to any size.
-
-    Raises zlib.error.
+    """A deflated file as the uncompressed file that it stands for, up to ``most`` bytes of its data set, and whether the stream came
+    to its end: not where it is cut, damaged or longer. None for a file that is not deflated. A small file may unpack to any size.
     """
     try:
         meta, start = _file_meta(content)
     except (_Unusual, struct.error):
-        return None
+        meta, start = _general_meta(content)
     if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return None
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = stream.decompress(content[start:], most)
     plain = _uid(0x02, meta.get("MediaStorageSOPClassUID", "")) + _uid(0x10, ExplicitVRLittleEndian)
-    head = bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + struct.pack("<I", len(plain)) + plain
-    return head + data, not stream.unconsumed_tail
+    data = bytearray(bytes(128) + b"DICM\x02\0\0\0UL\x04\0" + struct.pack("<I", len(plain)) + plain)
+    most += len(data)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    with suppress(zlib.error):  # what came before it may hold the header
+        for at in range(start, len(content), _PIECE):
+            data += stream.decompress(content[at : at + _PIECE], most - len(data))
+            if stream.eof or stream.unconsumed_tail or len(data) >= most:
+                break
+    return bytes(data), stream.eof
+
+
+def _general_meta(content: bytes) -> tuple[dict[str, Any], int]:
+    """``_file_meta`` by the general parser; nothing where it fails too."""
+    if content[128:132] != b"DICM":
+        return {}, 0
+    handle = BytesIO(content[132:])
+    try:
+        meta = read_dataset(handle, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+        return {name: str(meta[name].value) for name in _META if name in meta}, 132 + handle.tell()
+    except Exception:  # whatever broken bytes lead it to
+        return {}, 0
 
 
 def _uid(element: int, text: str) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pydicom
 
-from mmjepa.ct.dicom import Left, Slice, header_file, kernel_of, quiet, rescale_of
+from mmjepa.ct.dicom import Left, Slice, header_file, kernel_of, kernel_text_of, quiet, rescale_of
 from mmjepa.ct.values import floats_of, many_of, moment_of, text_of
 from mmjepa.refusal import Refusal
 
@@ -51,13 +51,15 @@ def _frame(part: Slice, number: int, groups: Sequence[pydicom.Dataset]) -> Slice
     kvp = floats_of(_macro(groups, "CTXRayDetailsSequence"), "KVP", 1)
     region = _macro([_macro(groups, "FrameAnatomySequence")], "AnatomicRegionSequence")
     acquisition = text_of(content, "FrameAcquisitionNumber"), text_of(content, "TemporalPositionIndex")
+    reconstruction = _macro(groups, "CTReconstructionSequence")
     return replace(
         part,
         frame=number,
         stack=text_of(content, "StackID"),
         time=(moment_of(text_of(content, "FrameAcquisitionDateTime")) or part.time[0], *part.time[1:]),
         image_type=tuple(str(value).strip().upper() for value in kind) or part.image_type,
-        kernel=kernel_of(_macro(groups, "CTReconstructionSequence")),
+        kernel=kernel_of(reconstruction),
+        kernel_text=kernel_text_of(reconstruction),
         body_part=part.body_part or text_of(region, "CodeMeaning").upper(),
         thickness_mm=thickness[0] if thickness else None,
         orientation=floats_of(_macro(groups, "PlaneOrientationSequence"), "ImageOrientationPatient", 6),

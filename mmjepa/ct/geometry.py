@@ -59,17 +59,31 @@ def _check_steps(ordered: Sequence[Slice]) -> None:
             f"steps {steps.min():.3f}..{steps.max():.3f} mm, median {median:.3f}",
             "Are slices missing?",
         )
+    heights = heights_mm(ordered)
+    drift = float(np.abs(heights - heights[0] - median * np.arange(len(heights))).max())
+    if drift > 0.5 * median:  # one affine would put a slice where its neighbour is
+        raise Refusal(
+            "CT_SPACING_IRREGULAR",
+            f"slices lie up to {drift:.3f} mm from even steps of {median:.3f} mm",
+            "Steps that differ a little add up; were two scans joined?",
+        )
     if median > SPACING_MM[1]:
         raise Refusal("CT_OUT_OF_LIMITS", f"slice step {median:.3g} mm, limit {SPACING_MM[1]:g}")
 
 
 def _is_tilted(ordered: Sequence[Slice], tilt: str) -> bool:
-    """Whether slices shift sideways by more than 5 % of a step. Raises CT_GANTRY_TILT unless that is one even tilt to resample."""
-    steps = np.diff(heights_mm(ordered))
-    moves = np.diff(np.array([part.position for part in ordered]), axis=0)
-    sideways = moves - steps[:, None] * _normal(ordered[0])
+    """Whether slices shift sideways by more than 5 % of a step, or by more than half a pixel in all.
+
+    Raises CT_GANTRY_TILT unless that is one even tilt to resample.
+    """
+    heights = heights_mm(ordered)
+    steps = np.diff(heights)
+    moves = np.array([part.position for part in ordered]) - np.array(ordered[0].position)
+    away = moves - (heights - heights[0])[:, None] * _normal(ordered[0])
+    sideways = np.diff(away, axis=0)
     limit = 0.05 * float(np.median(steps))
-    if np.linalg.norm(sideways, axis=1).max() <= limit:
+    half_pixel_mm = 0.5 * min(ordered[0].pixel_spacing or (0.0,))
+    if np.linalg.norm(sideways, axis=1).max() <= limit and np.linalg.norm(away, axis=1).max() <= half_pixel_mm:
         return False
     even = np.median(sideways, axis=0)
     if np.linalg.norm(sideways - even, axis=1).max() > max(limit, 0.05):

@@ -4,22 +4,29 @@ One rule: a series is loaded exactly, or refused with a code, or counted as skip
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import zlib
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from joblib import Parallel, delayed
 
 from mmjepa import __version__, progress
 from mmjepa.ct import nifti, resume, series
 from mmjepa.ct.manifest import manifest_of, write_index, write_manifest
 from mmjepa.ct.scan import scan
-from mmjepa.ct.store import transform_hash, voxel_file, write_voxels
+from mmjepa.ct.store import FORMATS, transform_hash, voxel_file, write_voxels
+from mmjepa.ct.turns import alone, writing
 from mmjepa.ct.volume import Candidate, Settings, Volume, spacing_mm
 from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
+
+_SIDECAR = {"source_hash", "transform_hash", "format", "bytes", "crc32"}
 
 
 def ingest_images(
@@ -41,33 +48,40 @@ def ingest_images(
 
     Writes ``ct/volumes/<image_id>.npy`` (or ``.b2nd``; int16 HU [X, Y, Z], RAS+) with a sidecar ``.json``, and ``ct/index.parquet``. A second
     run opens no file again whose size, times and inode are the same, nor decodes a volume whose files and settings are: it counts
-    as unchanged (see ``mmjepa.ct.resume``). The result does not depend on
-    ``workers``. The other arguments: see ``mmjepa.ct.volume.Settings``.
+    as unchanged (see ``mmjepa.ct.resume``); where it does open a volume's files again it reads the voxels too and compares their
+    checksum (crc32, of the voxel file) with the sidecar's, so a run without ``ct/scan.parquet`` verifies everything. A damaged sidecar,
+    voxel file or manifest is written again. The result does not depend on ``workers``. The other arguments: see ``mmjepa.ct.volume.Settings``.
 
     Raises Refusal for what concerns the whole run: SOURCE_MISSING, OUT_IN_SOURCE, IDENTITY_IN_COHORT, CT_SETTINGS, CT_EMPTY,
-    CACHE_STALE (volumes made with other settings), IMAGES_CSV_*, DISK_FULL, EXTRA_MISSING. What concerns one volume is a row of the manifest.
+    CACHE_STALE (volumes made with other settings), INGEST_RUNNING, IMAGES_CSV_*, DISK_FULL, EXTRA_MISSING. What concerns one volume is a row of the manifest.
     """
     source, out = Path(source), Path(out)
     settings = Settings(min_slices, chest_p5_hu, rescale, nifti_hu, tilt, max_voxels, form)
     crosswalk.refuse_inside(out)
     _check_folders(source, out)
     transform = {**asdict(settings), "version": __version__}
-    _check_transform(out / "ct" / "manifest.json", transform)
+    with alone(out / "ct"):
+        _check_transform(out / "ct" / "manifest.json", transform)
+        return _ingest(source, out / "ct", settings, transform, crosswalk, workers)
 
+
+def _ingest(
+    source: Path, ct: Path, settings: Settings, transform: dict[str, Any], crosswalk: Crosswalk, workers: int
+) -> dict[str, Any]:
     key = resume.key_of(crosswalk, transform)
-    scanned = scan(source, crosswalk, settings, resume.recall(out / "ct", key))
-    rows = scanned.rows + _ingest_all(scanned.found, out / "ct" / "volumes", settings, transform, workers)
+    scanned = scan(source, crosswalk, settings, resume.recall(ct, key))
+    rows = scanned.rows + _ingest_all(scanned.found, ct / "volumes", settings, transform, workers)
     rows.sort(key=lambda row: row["image_id"])
     manifest = manifest_of(rows, scanned.skips, scanned.files, transform, crosswalk.paired)
     if not rows:
-        write_manifest(manifest, out / "ct")
+        write_manifest(manifest, ct)
         seen = ", ".join(f"{n} {code}" for code, n in manifest["skipped"].items())
         raise Refusal(
             "CT_EMPTY", f"no CT image among {scanned.files} files in {source}" + (f" ({seen})" if seen else "")
         )
-    write_index(rows, out / "ct" / "index.parquet")
-    write_manifest(manifest, out / "ct")
-    resume.remember(out / "ct", key, scanned.entries, scanned.groups)
+    write_index(rows, ct / "index.parquet")
+    write_manifest(manifest, ct)
+    resume.remember(ct, key, scanned.entries, scanned.groups)
     return manifest
 
 
@@ -79,7 +93,7 @@ def _check_folders(source: Path, out: Path) -> None:
 
 
 def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
-    before = read_json(manifest) if manifest.exists() else {}
+    before = _mapping(manifest)
     if before.get("accepted") and before.get("settings") != json.loads(json.dumps(transform)):
         raise Refusal(
             "CACHE_STALE",
@@ -88,26 +102,45 @@ def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
         )
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is none, or where the file is damaged: it is written again."""
+    try:
+        value = read_json(path)
+    except Refusal:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def _ingest_all(
     found: Sequence[Candidate], folder: Path, settings: Settings, transform: dict[str, Any], workers: int
 ) -> list[dict[str, Any]]:
+    common = folder, settings, transform, os.getpid()
     if workers == 1 or len(found) < 2:
-        results: Iterable[dict[str, Any]] = (ingest_one(one, folder, settings, transform) for one in found)
+        results: Generator[dict[str, Any], None, None] = (ingest_one(one, *common) for one in found)
     else:
-        tasks = (delayed(ingest_one)(one, folder, settings, transform) for one in found)
+        tasks = (delayed(ingest_one)(one, *common) for one in found)
         results = Parallel(n_jobs=workers, return_as="generator")(tasks)
-    return list(progress.track(results, "volumes", total=len(found)))
+    with closing(results):  # an interrupt ends the workers
+        return list(progress.track(results, "volumes", total=len(found)))
 
 
-def ingest_one(found: Candidate, folder: Path, settings: Settings, transform: dict[str, Any]) -> dict[str, Any]:
-    """Decode one candidate and write it, or say why not. The row holds the manifest's fields and, when accepted, the index's."""
+def ingest_one(
+    found: Candidate, folder: Path, settings: Settings, transform: dict[str, Any], parent: int
+) -> dict[str, Any]:
+    """Decode one candidate and write it, or say why not. The row holds the manifest's fields and, when accepted, the index's.
+
+    parent: the process whose run this is.
+    """
     row: dict[str, Any] = {"image_id": found.image_id, "source_kind": found.kind, "flags": list(found.flags)}
     try:
         if found.refusal:
             raise found.refusal
         sidecar = _unchanged(found, folder, transform)
         status = "unchanged" if sidecar else "accepted"
-        sidecar = sidecar or _write_volume(found, _reader(found).read_volume(found, settings), folder, transform)
+        if not sidecar:
+            volume = _reader(found).read_volume(found, settings)
+            with writing(folder, parent):
+                sidecar = _write_volume(found, volume, folder, transform)
     except MemoryError:
         refusal = Refusal("CT_OUT_OF_LIMITS", "the volume does not fit the memory")
         return _refused(row, refusal)
@@ -137,11 +170,13 @@ def _reader(found: Candidate) -> Any:
 
 
 def _unchanged(found: Candidate, folder: Path, transform: dict[str, Any]) -> dict[str, Any] | None:
-    """The sidecar of a volume that is there already, None when there is none. Raises CACHE_STALE when it is of other files."""
-    path = folder / f"{found.image_id}.json"
-    if not path.exists():
+    """The sidecar of a volume that is there already, None when there is none or one of the two files is damaged.
+
+    Its source is read again here, and so are its voxels. Raises CACHE_STALE when the volume is of other files.
+    """
+    sidecar = _mapping(folder / f"{found.image_id}.json")
+    if not _is_sound(sidecar):
         return None
-    sidecar = read_json(path)
     source = series.source_hash(found.parts) if found.kind == "dicom" else nifti.source_hash(found.parts[0])
     if sidecar["source_hash"] != source or sidecar["transform_hash"] != transform_hash(transform):
         raise Refusal(
@@ -150,7 +185,27 @@ def _unchanged(found: Candidate, folder: Path, transform: dict[str, Any]) -> dic
             "Name another out, or delete the volume's .npy and .json and ingest again",
         )
     voxels = voxel_file(folder, found.image_id, sidecar)
-    return sidecar if voxels.exists() and voxels.stat().st_size == sidecar["bytes"] else None
+    whole = voxels.exists() and voxels.stat().st_size == sidecar["bytes"] and _crc32(voxels) == sidecar["crc32"]
+    return sidecar if whole else None
+
+
+def _is_sound(sidecar: dict[str, Any]) -> bool:
+    try:
+        affine = np.array(sidecar["affine"], dtype=float)
+        numbers = [*sidecar["shape"], *sidecar["spacing_mm"], *sidecar["hu_range"]]
+        return (
+            affine.shape == (4, 4) and len(numbers) == 8 and sidecar.keys() >= _SIDECAR and sidecar["format"] in FORMATS
+        )
+    except (LookupError, TypeError, ValueError):
+        return False
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            value = zlib.crc32(piece, value)
+    return value
 
 
 def _write_volume(found: Candidate, volume: Volume, folder: Path, transform: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +219,8 @@ def _write_volume(found: Candidate, volume: Volume, folder: Path, transform: dic
         "scanner": {"maker": found.maker, "kvp": found.kvp, "kernel": found.kernel, "thickness_mm": found.thickness_mm},
         "source_hash": volume.source_hash,
         **written,
+        "crc32": _crc32(voxel_file(folder, found.image_id, written)),
+        "padding_voxels": volume.padding_voxels,
         "settings": transform,
         "transform_hash": transform_hash(transform),
     }

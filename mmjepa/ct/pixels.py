@@ -4,14 +4,16 @@ Standard: DICOM PS3.3 C.11.1 (rescale), C.7.5.1.1.2 (pixel padding).
 """
 
 import hashlib
-import zlib
+import struct
 from io import BytesIO
 
 import numpy as np
 import pydicom
 from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder, pixel_array
-from pydicom.uid import UID, ImplicitVRLittleEndian
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
 
 from mmjepa.ct.dicom import Slice, quiet
 from mmjepa.ct.elements import inflated
@@ -34,22 +36,27 @@ def check_decoder(syntax: str) -> None:
 class Opened:
     """A file whose header was judged, with all its bytes; parsed anew only where its voxels need a decoder.
 
-    Raises Refusal CT_PIXEL_CORRUPT when it cannot be read any more, CT_OUT_OF_LIMITS when it unpacks to more than its header
-    announces.
+    padding_voxels: how many voxels of ``hu`` were padding so far.
+    Raises Refusal CT_PIXEL_CORRUPT when it cannot be read any more or its deflated stream is cut, CT_OUT_OF_LIMITS when it is larger, or
+    unpacks to more, than its header announces.
     """
 
     def __init__(self, part: Slice, place: int) -> None:
-        self.path = part.path
+        self.path, self.padding_voxels = part.path, 0
         try:
+            if part.path.stat().st_size > part.most_bytes:
+                raise Refusal("CT_OUT_OF_LIMITS", f"slice {place} is larger than its header announces")
             self._content = part.path.read_bytes()
-            self.sha256 = hashlib.sha256(self._content).digest()
-            found = inflated(self._content, part.inflated_bytes) if part.inflated_bytes else None
-        except (OSError, zlib.error):
+        except OSError:
             raise _corrupt(place) from None
-        if found:
-            self._content, whole = found
-            if not whole:
+        self.sha256 = hashlib.sha256(self._content).digest()
+        if part.deflated:
+            content, whole = inflated(self._content, part.most_bytes) or (b"", False)
+            if len(content) >= part.most_bytes:
                 raise Refusal("CT_OUT_OF_LIMITS", f"slice {place} unpacks to more than its header announces")
+            if not whole:
+                raise _corrupt(place)
+            self._content = content
         self._data: pydicom.FileDataset | None = None
 
     def hu(self, part: Slice, place: int, rescale: tuple[float, float] | None) -> np.ndarray:
@@ -66,10 +73,11 @@ class Opened:
                 "CT_NO_RESCALE", "no rescale slope and intercept", "Set rescale=slope,intercept if you know them"
             )
         padding = None if part.padding is None else (raw >= part.padding[0]) & (raw <= part.padding[1])
+        self.padding_voxels += 0 if padding is None else int(np.count_nonzero(padding))
         exact = shifted_hu(raw, factors[1], padding) if factors[0] == 1 else None
         if exact is not None:
             return exact
-        values = raw.astype(np.float32)
+        values = raw.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # what is no number then is refused
             values *= factors[0]
             values += factors[1]
@@ -80,6 +88,8 @@ class Opened:
             with quiet():
                 if self._data is None:
                     self._data = self._parsed(part)
+                    if _has_surplus(self._data):
+                        raise _corrupt(place)
                 raw = pixel_array(self._data, index=part.frame)
         except MemoryError:
             raise
@@ -102,6 +112,37 @@ class Opened:
             data.file_meta = FileMetaDataset()
             data.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
         return data
+
+
+def _has_surplus(data: pydicom.FileDataset) -> bool:
+    """Whether a row of voxels or more is stored beyond those that the header announces; decoders would drop it."""
+    syntax, row_bytes = data.file_meta.TransferSyntaxUID, data.Columns * data.SamplesPerPixel * data.BitsAllocated // 8
+    if not syntax.is_encapsulated:
+        return len(data.PixelData) - get_expected_length(data) >= row_bytes
+    if syntax != RLELossless:
+        return False  # the stream states its own size, which is compared with the header's
+    most = (data.Rows + 1) * data.Columns
+    frames = generate_frames(data.PixelData, number_of_frames=int(data.get("NumberOfFrames") or 1))
+    return any(_unpacks_to(segment, most) for frame in frames for segment in _segments(frame))
+
+
+def _segments(frame: bytes) -> list[bytes]:
+    """The run-length segments of a frame, by its header of 16 numbers (PS3.5 G.5)."""
+    count, *starts = struct.unpack_from("<16I", frame)
+    ends = [*starts[1:count], len(frame)]
+    return [frame[start:end] for start, end in zip(starts[:count], ends, strict=True)]
+
+
+def _unpacks_to(segment: bytes, size: int) -> bool:
+    """Whether a run-length segment holds ``size`` bytes or more (PS3.5 G.3.2)."""
+    at = held = 0
+    while at < len(segment) and held < size:
+        code = segment[at]
+        if code < 128:
+            held, at = held + code + 1, at + code + 2
+        else:
+            held, at = held + (257 - code) % 129, at + (2 if code > 128 else 1)
+    return held >= size
 
 
 def _corrupt(place: int) -> Refusal:

@@ -17,7 +17,9 @@ from mmjepa.ct.volume import Candidate, Settings, relative
 from mmjepa.identity import Crosswalk, check_subjects
 from mmjepa.refusal import Refusal
 
-_TABLE, _NIFTI = "table", "nifti:"
+_TABLE, _NIFTI, _DAMAGED = "table", "nifti:", "damaged"
+_BESIDE = "CT_UNREADABLE_BESIDE"
+_ENDINGS = {".dcm", ".dicom", ".ima"}
 
 
 class Scan(NamedTuple):
@@ -41,6 +43,7 @@ class _Read:
     niftis: set[Path] = field(default_factory=set)
     tables: set[Path] = field(default_factory=set)
     unreadable: dict[Path, Refusal] = field(default_factory=dict)
+    damaged: set[Path] = field(default_factory=set)  # of those left: what may have been a slice
 
 
 def scan(source: Path, crosswalk: Crosswalk, settings: Settings, memory: Memory | None = None) -> Scan:
@@ -83,6 +86,7 @@ def scan(source: Path, crosswalk: Crosswalk, settings: Settings, memory: Memory 
     group_of = {one.image_id: one.group for one in found} | {
         row["image_id"]: group for group, known in memory.rows.items() if group not in groups for row in known
     }
+    _flag_beside(paths, entries, read, found, rows, group_of)
     found.sort(key=lambda candidate: candidate.image_id)
     _check_ids([one.image_id for one in found] + [row["image_id"] for row in rows])
     return Scan(found, rows, skips, len(paths), entries, group_of)
@@ -128,6 +132,9 @@ def _read_one(path: Path, number: int, read: _Read) -> None:
             parts = _headers(path, number, head) if kind == "dicom" else Left("CT_NOT_DICOM")
             if isinstance(parts, Left):
                 read.left[path] = parts
+                unmarked = kind == "dicom" and head[128:132] != b"DICM"
+                if parts.code == "CT_NOT_DICOM" and (kind == "damaged" or unmarked):
+                    read.damaged.add(path)
             else:
                 read.parts[path] = parts
     except Refusal as refusal:
@@ -138,6 +145,8 @@ def _group(path: Path, files: Mapping[Path, str], read: _Read, crosswalk: Crossw
     """What a file that was read is judged with."""
     if path in read.parts:
         return crosswalk.image_id(read.parts[path][0].series_uid)
+    if path in read.damaged:
+        return _DAMAGED
     if path in read.left:
         uid = read.left[path].series_uid
         return crosswalk.image_id(uid) if uid else ""
@@ -159,6 +168,35 @@ def _entry(
 
 def _patient(patient: str, crosswalk: Crosswalk) -> str:
     return crosswalk.image_id(f"patient:{patient}")
+
+
+def _flag_beside(
+    paths: Sequence[Path],
+    entries: Sequence[Entry],
+    read: _Read,
+    found: list[Candidate],
+    rows: Sequence[dict[str, Any]],
+    group_of: Mapping[str, str],
+) -> None:
+    """Flag every volume of DICOM files in whose folder lies a file that may have been its slice and cannot be read."""
+    lost = {
+        path for path, entry in zip(paths, entries, strict=True) if entry.group == _DAMAGED
+    } | read.unreadable.keys()
+    folders = {path.parent for path in lost}
+    near = {
+        entry.group
+        for path, entry in zip(paths, entries, strict=True)
+        if path.parent in folders
+        and path not in lost
+        and not entry.code
+        and not entry.group.startswith((_NIFTI, _TABLE))
+    }
+    for k, one in enumerate(found):
+        if one.group in near:
+            found[k] = replace(one, flags=(*one.flags, _BESIDE))
+    for row in rows:
+        flags = [flag for flag in row["flags"] if flag != _BESIDE]
+        row["flags"] = flags + [_BESIDE] * (group_of[row["image_id"]] in near)
 
 
 def _headers(path: Path, number: int, head: bytes) -> list[Slice] | Left:
@@ -211,7 +249,9 @@ def _kind(path: Path, number: int) -> tuple[str, bytes]:
         raise Refusal("CT_UNREADABLE", f"file {number} cannot be read ({error.strerror})") from None
     if nifti.looks_like_nifti(path, head):
         return "nifti", head
-    return ("dicom" if dicom.looks_like_dicom(head) else "other"), head
+    if dicom.looks_like_dicom(head):
+        return "dicom", head
+    return ("damaged" if not head[:128].strip(b"\0") or path.suffix.lower() in _ENDINGS else "other"), head
 
 
 def _check_ids(ids: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """From slices to stacks: what belongs together, in which order, and whether it is a volume at all."""
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -10,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from mmjepa.ct.dicom import ENHANCED, Left, Slice
-from mmjepa.ct.geometry import SAME_PLACE_MM, affine_ras, check_geometry, heights_mm, straighten
+from mmjepa.ct.geometry import affine_ras, check_geometry, straighten
 from mmjepa.ct.pixels import Opened, check_decoder
+from mmjepa.ct.stacks import between, same_direction, split
 from mmjepa.ct.volume import SPACING_MM, Candidate, Settings, Volume, canonical, check_hu
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
 _FARTHEST_MM = 1e5
 _COULD_BE_SLICES = {"CT_NOT_CT", "CT_SOP_CLASS"}
+_TISSUE_HU = (-500, 500)
 _CHEST = {"CHEST", "LUNG", "LUNGS", "THORAX"}
 _PHOTOMETRIC = {"MONOCHROME1", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"}
 _RESCALE_TYPES = {"OD", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"}
@@ -63,7 +66,10 @@ def candidates(
     series: dict[str, list[Slice]] = defaultdict(list)
     for part in slices:
         series[part.series_uid].append(part)
-    lost = {(part.series_uid, _direction(part)) for part in left if part.code in _COULD_BE_SLICES and part.orientation}
+    lost = defaultdict(list)
+    for part in left:
+        if part.code in _COULD_BE_SLICES and part.orientation:
+            lost[part.series_uid].append(part.orientation)
     found = []
     for uid, parts in series.items():
         group = crosswalk.image_id(uid)
@@ -82,9 +88,21 @@ def candidates(
         for k, stack in enumerate(stacks, start=1):
             image_id = group if len(stacks) == 1 else crosswalk.image_id(f"{uid}#{k}")
             flags = ["CT_SPLIT_SERIES"] if len(stacks) > 1 else []
-            flags += ["CT_SKIPPED_IN_SERIES"] if (uid, _direction(stack[0])) in lost else []
-            found.append(replace(_judge(image_id, stack, flags, crosswalk, settings), group=group))
+            own = stack[0].orientation or ()
+            flags += ["CT_SKIPPED_IN_SERIES"] * any(same_direction(own, each) for each in lost[uid])
+            one = _judge(image_id, stack, flags, crosswalk, settings)
+            if between(stack, (other for other in stacks if len(other) >= settings.min_slices)):
+                one = replace(one, refusal=one.refusal or _torn())
+            found.append(replace(one, group=group))
     return found
+
+
+def _torn() -> Refusal:
+    return Refusal(
+        "CT_SPACING_IRREGULAR",
+        "slices of another, almost equal stack of the series lie between",
+        "Does one volume have two orientations, pixel spacings or thicknesses?",
+    )
 
 
 def _check_series(parts: Sequence[Slice]) -> None:
@@ -120,33 +138,6 @@ def _check_series(parts: Sequence[Slice]) -> None:
                 raise Refusal("CT_OUT_OF_LIMITS", f"{tag} {value:.3g} mm, limit {low:g}..{high:g}")
 
 
-def split(parts: Sequence[Slice]) -> list[list[Slice]]:
-    """Stacks of one geometry (orientation, pixel spacing, matrix, named stack), in the order of that geometry.
-
-    Where positions repeat and the acquisition (or temporal position) tells them apart, it splits the stack further.
-    """
-    by_geometry: dict[tuple, list[Slice]] = defaultdict(list)
-    for part in parts:
-        by_geometry[(_direction(part), part.pixel_spacing, part.shape, part.stack)].append(part)
-    stacks = []
-    for key in sorted(by_geometry):
-        stack = by_geometry[key]
-        by_acquisition: dict[tuple, list[Slice]] = defaultdict(list)
-        for part in stack:
-            by_acquisition[part.acquisition].append(part)
-        finer = [by_acquisition[name] for name in sorted(by_acquisition)]
-        stacks += finer if _repeats(stack) and not any(map(_repeats, finer)) else [stack]
-    return stacks
-
-
-def _direction(part: Slice | Left) -> tuple[float, ...]:
-    return tuple(round(value, 4) + 0.0 for value in part.orientation or ())
-
-
-def _repeats(stack: Sequence[Slice]) -> int:
-    return int((np.diff(np.sort(heights_mm(stack))) <= SAME_PLACE_MM).sum())
-
-
 def _judge(
     image_id: str, stack: Sequence[Slice], flags: list[str], crosswalk: Crosswalk, settings: Settings
 ) -> Candidate:
@@ -163,19 +154,36 @@ def _judge(
     except Refusal as refusal:
         return replace(found, refusal=refusal)
     flags += ["CT_GANTRY_TILT"] * tilted + ["CT_NO_RESCALE"] * any(part.rescale is None for part in stack)
-    moment = first_moment(stack)
+    flags += ["CT_PADDING_PLAUSIBLE"] * any(_pads_tissue(part, settings) for part in stack)
+    flags += ["CT_BODY_PART"] * any(part.body_part not in ("", *_CHEST) for part in stack)
+    moment = _shifted(first_moment(stack), crosswalk.date_shift_days(first.patient_id))
     return replace(
         found,
         parts=tuple(ordered),
         subject_id=subject,
-        time=moment + timedelta(days=crosswalk.date_shift_days(first.patient_id)) if moment else None,
+        time=moment,
         kernel=first.kernel,
         thickness_mm=first.thickness_mm,
-        chest=first.body_part in _CHEST,
+        chest=any(part.body_part in _CHEST for part in stack),
         kvp=first.kvp,
         maker=first.maker,
         flags=tuple(flags if moment else [*flags, "CT_NO_TIME"]),
     )
+
+
+def _shifted(moment: datetime | None, days: int) -> datetime | None:
+    """None too where the shift leads out of the calendar."""
+    try:
+        return moment + timedelta(days=days) if moment else None
+    except OverflowError:
+        return None
+
+
+def _pads_tissue(part: Slice, settings: Settings) -> bool:
+    """Whether the values declared as padding are HU of the body: the standard takes them for padding, a writer may have erred."""
+    slope, intercept = part.rescale or settings.rescale or (1.0, 0.0)
+    low, high = sorted(end * slope + intercept for end in part.padding or (-math.inf, -math.inf))
+    return low <= _TISSUE_HU[1] and high >= _TISSUE_HU[0]
 
 
 def first_moment(stack: Sequence[Slice]) -> datetime | None:
@@ -222,12 +230,14 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
     """Decode an accepted candidate. Raises CT_PIXEL_CORRUPT, CT_CONSTANT, CT_HU_IMPLAUSIBLE."""
     stack = np.empty(0, dtype=np.int16)
     hashes: dict[Path, bytes] = {}
-    opened = None
+    opened, padding_voxels = None, 0
     for k, part in enumerate(found.parts):
         if opened is None or opened.path != part.path:  # frames of one file follow each other: it is read once
             opened = Opened(part, k + 1)
             hashes[part.path] = opened.sha256
+        before = opened.padding_voxels
         values = opened.hu(part, k + 1, settings.rescale)
+        padding_voxels += opened.padding_voxels - before
         if not k:  # not before one slice is what its header claims
             stack = np.empty((len(found.parts), *values.shape), dtype=np.int16)
         stack[k] = values
@@ -237,4 +247,4 @@ def read_volume(found: Candidate, settings: Settings) -> Volume:
         stack, affine = straighten(stack, affine, found.parts)
         hu_range = int(stack.min()), int(stack.max())
     hu, affine = canonical(stack.transpose(2, 1, 0), affine)
-    return Volume(hu, affine, hu_range, _digest(hashes.values()))
+    return Volume(hu, affine, hu_range, _digest(hashes.values()), padding_voxels)

@@ -81,13 +81,14 @@ class Candidate:
 
 @dataclass
 class Volume:
-    """int16 HU [X, Y, Z] in RAS+ order, its 4 x 4 affine (voxel -> RAS mm), lowest and highest HU, and the hash of the files
-    it came from."""
+    """int16 HU [X, Y, Z] in RAS+ order, its 4 x 4 affine (voxel -> RAS mm), lowest and highest HU, the hash of the files it came
+    from, and how many stored voxels were padding."""
 
     hu: np.ndarray
     affine: np.ndarray
     hu_range: tuple[int, int]
     source_hash: str
+    padding_voxels: int = 0
 
 
 def spacing_mm(affine: np.ndarray) -> tuple[float, float, float]:
@@ -111,7 +112,7 @@ def shear_degrees(affine: np.ndarray, axes: int = 3) -> float:
 
 
 def to_hu(values: np.ndarray, padding: np.ndarray | None = None) -> np.ndarray:
-    """float32 HU -> int16 HU: padding becomes -1024, the rest is clipped to [-1024, 3071] and rounded.
+    """HU as floats (changed in place) -> int16 HU: padding becomes -1024, the rest is clipped to [-1024, 3071] and rounded.
 
     Raises Refusal CT_HU_IMPLAUSIBLE above 32767 HU (an unsigned padding value that no tag declares) and for NaN.
     """
