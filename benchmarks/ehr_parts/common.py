@@ -39,7 +39,14 @@ def line(part: str, ratio: float | None = None, at_least: float | None = None, *
     """One line of output; with a goal it says whether it is met."""
     goal = {} if at_least is None else {"at_least": at_least, "met": ratio is not None and ratio >= at_least}
     shown = {"part": part} | ({} if ratio is None else {"ratio": ratio}) | goal | figures
-    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in shown.items()}
+    return {name: _short(value) for name, value in shown.items()}
+
+
+def _short(value: Any) -> Any:
+    """Four digits of a number or of the numbers of a list."""
+    if isinstance(value, list):
+        return [_short(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def in_turns(repeats: int, *works: Callable[[], float]) -> list[float]:

@@ -35,8 +35,8 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
         float(each[0] / each.max()),
         0.8,
         events=powers.tolist(),
-        cpu_us_a_window=[float(f"{value:.3g}") for value in each],
-        as_of_us=[float(f"{value:.3g}") for value in search],
+        cpu_us_a_window=each.tolist(),
+        as_of_us=search.tolist(),
     )
 
 

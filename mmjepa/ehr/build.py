@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -219,20 +219,29 @@ def _locked(folder: Path) -> Iterator[Path]:
     A file system that knows no locks gives a folder of the process's own, which no later build goes on with.
     """
     working = folder.with_name(f".{folder.name}.building")
-    while True:
+    lock = None
+    while lock is None:
         working.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), open(working / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:
-                working = folder.with_name(f".{folder.name}.{os.getpid()}.building")
-                working.mkdir()
-                yield working
-                return
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(working / "lock")):
-                yield working
-                return
-        # the process that held the lock has finished and taken the folder away
+        try:
+            lock = _hold(working / "lock")
+        except OSError:
+            shutil.rmtree(working, ignore_errors=True)
+            working = folder.with_name(f".{folder.name}.{os.getpid()}.building")
+            break
+    working.mkdir(exist_ok=True)
+    with lock or contextlib.nullcontext():
+        yield working
+
+
+def _hold(path: Path) -> IO[str] | None:
+    """Wait for the lock and hold it; None when the process that held it has finished and taken the folder away."""
+    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
+        lock = closing.enter_context(open(path, "w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+            closing.pop_all()
+            return lock
+    return None
 
 
 def _plan(working: Path, root: MedsRoot) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _batches(path: Path, columns: tuple[str, ...], row: int = 0) -> Iterator[tup
     """
     with (
         refusals(path, meds.DataSchema),
-        pq.ParquetFile(path, read_dictionary=("code",), buffer_size=1 << 20) as file,
+        pq.ParquetFile(path, read_dictionary=("code",), buffer_size=1 << 20, pre_buffer=False) as file,
     ):
         ends = np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
         group = int(np.searchsorted(ends[1:], row, side="right"))

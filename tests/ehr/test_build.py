@@ -1,5 +1,7 @@
 """A store is the same however it was built: in what pieces, from what row groups, in one go or killed on the way."""
 
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -181,6 +183,43 @@ def test_a_refused_build_leaves_nothing_and_keeps_the_older_store(tmp_path):
         EventStore.build(root, folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ehr", "store"]
     assert not is_current(folder, root)
+
+
+def test_a_full_disk_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = write_root(tmp_path / "ehr")
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(Refusal, match="DISK_FULL"):
+        EventStore.build(root, tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["ehr"]
+
+
+def test_a_shard_that_vanishes_is_an_error(tmp_path, monkeypatch):
+    root, read = write_root(tmp_path / "ehr"), build.read_pieces
+    monkeypatch.setattr(build, "read_pieces", lambda *given: given[1].path.unlink() or read(*given))
+    with pytest.raises(Refusal, match="MEDS_UNREADABLE"):
+        EventStore.build(root, tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["ehr"]
+
+
+def test_where_no_file_can_be_locked_a_store_is_built_all_the_same(tmp_path, monkeypatch):
+    def unlockable(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    root = write_root(tmp_path / "ehr")
+    monkeypatch.setattr(build.fcntl, "flock", unlockable)
+    assert_equal(EventStore.build(root, tmp_path / "store"), EventStore.in_memory(root))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ehr", "store"]
+
+
+def test_a_store_that_is_there_is_not_built_again(tmp_path, monkeypatch):
+    root = write_root(tmp_path / "ehr")
+    first = EventStore.build(root, tmp_path / "store")
+    monkeypatch.setattr(build, "index_shard", None)
+    assert_equal(EventStore.build(root, tmp_path / "store"), first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ehr", "store"]
 
 
 def test_several_processes_that_build_at_once_make_one_store(tmp_path):
