@@ -242,12 +242,13 @@ class _Grid:
         total = front + main
         longest = int(total.max(initial=0))
         pads = longest - total if pad == "left" else np.zeros_like(total)
-        column = np.arange(longest) - pads[:, None]
-        self.present = (column >= 0) & (column < total[:, None])
-        self.in_front = (column >= 0) & (column < front[:, None])
         begin = np.arange(len(total)) * longest + pads
+        column = np.arange(longest, dtype=np.int32)
+        self.present = column < total[:, None] if pad == "right" else column >= pads[:, None]
+        self.in_front = self.present & (column < (pads + front)[:, None])
         self._full = bool((main == longest).all())
-        self._front, self._main = _ranges(begin, begin + front), _ranges(begin + front, begin + total)
+        self._main = _ranges(begin + front, begin + total)
+        self._front = _ranges(begin, begin + front)
 
     def lay(self, main: np.ndarray, front: np.ndarray | float, empty: float) -> Tensor:
         """The table of some column; ``empty`` where there is nothing."""

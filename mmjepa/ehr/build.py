@@ -60,8 +60,10 @@ def build_in_folder(root: MedsRoot, folder: Path) -> None:
         except Exception:
             shutil.rmtree(working, ignore_errors=True)
             raise
-        for scrap in (*working.glob("index_*"), *working.glob("piece_*"), working / "plan.json", working / "lock"):
-            scrap.unlink(missing_ok=True)
+        kept = {"store.json", *(f"{name}.npy" for name in ARRAYS)}
+        for file in working.iterdir():
+            if file.name not in kept:
+                file.unlink()
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(working, folder)
 

@@ -229,3 +229,20 @@ def test_bad_requests_are_refused(made):
     for wrong in ({"length": 0}, {"hide": 1.0}, {"hide": -0.1}):
         with pytest.raises(ValueError, match="must be at least 1"):
             replace(BatchesConfig(), **wrong)
+
+
+@pytest.mark.real_data
+def test_windows_of_the_mimic_demo_equal_the_slow_reading(data_folder, slow):
+    root = data_folder / "mimic_iv_demo_meds"
+    store = EventStore.in_memory(root)
+    tokens = JointTokens.fit(store, store.splits["train"])
+    people = np.asarray(store.subjects)[::5]
+    rows = store.rows(people)
+    middle = (np.asarray(store.offsets)[rows] + np.asarray(store.offsets)[rows + 1]) // 2
+    frame = slow.read_frame(root)
+    reference = slow.Reference(frame[frame["subject_id"].isin(people)], tokens)
+    for window in ("end", "random"):
+        config = BatchesConfig(window=window, hide=0.15, time="since")
+        batches = EventBatches(store, people, store.times_us[middle], tokens=tokens, config=config)
+        assert slow.mismatches(batches, reference, np.arange(len(people)), epoch=1) == 0
+        assert (batches.batch(np.arange(len(people))).codes.shape[1]) == 512
