@@ -8,14 +8,25 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
+from mmjepa.ehr.charlson import charlson_groups, charlson_score
 from mmjepa.ehr.names import format_value, name_and_unit
 from mmjepa.ehr.stays import HOUR_US, Stay
 from mmjepa.ehr.store import EventStore
 
 NO_STATE, NO_ACTION, NO_STATIC = "No observations recorded.", "No active interventions.", "No static information."
+# What the paper takes out of MIMIC-IV's actions: flushes, and what only carries a drug (dextrose 5 %, solution, sterile water,
+# piggyback). Saline 0.9 % stays: it is given as a treatment too.
+FLUSHES = (
+    "Sodium Chloride 0.9%  Flush",
+    "Heparin Flush (10 units/ml)",
+    "Heparin Flush (100 units/ml)",
+    "Heparin Flush (1000 units/mL)",
+)
+CARRIERS = ("220949", "225943", "225944", "226089")
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,11 @@ class HourlyTextConfig:
         without an end lapses after ``max_open_hours`` (so does one whose end comes later: what is written in an hour
         must not depend on rows after it).
     units: families whose last of three or more parts is a unit.
-    exclude: codes that spell an outcome; they win over state and action. The last two are MIMIC's code status.
-    max_readings: the most recent readings kept in one text; None keeps all.
+    exclude: they win over state and action. Codes that spell an outcome (LAB//223758 and LAB//229784 are MIMIC's code status),
+        coded procedures (known at discharge, stamped with it or with a midnight before them), flushes and carriers.
+    charlson: "earlier": from diagnoses coded before this hospital admission; "admission": from those coded within it, as
+        published, which tells hour 0 what is coded at discharge; nothing is written where there are none.
+    max_readings: the most recent readings kept in one text; None keeps all. Values are as recorded, outliers too.
     """
 
     state: tuple[str, ...] = ("LAB", "SUBJECT_FLUID_OUTPUT")
@@ -50,7 +64,11 @@ class HourlyTextConfig:
         "DRG",
         "LAB//223758",
         "LAB//229784",
+        "PROCEDURE//ICD",
+        *(f"MEDICATION//{part}{name}" for part in ("", "START//", "STOP//") for name in FLUSHES),
+        *(f"INFUSION_START//{item}" for item in CARRIERS),
     )
+    charlson: Literal["earlier", "admission"] = "earlier"
     max_readings: int | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +123,7 @@ class TextWriter:
                     self._ends[code] = bool(end)
         self._item[(self._action < 0) & ~self._ends] = -1
         self._facts = {"Sex": store.match(self.config.sex), "Race": store.match(self.config.race)}
+        self._charlson = charlson_groups(store.vocabulary)
         self._heads: dict[int, tuple[str, str]] = {}
 
     def __call__(self, stay: Stay) -> HourlyTexts:
@@ -131,7 +150,7 @@ class TextWriter:
         return HourlyTexts(
             self._write(states, self._state, stay.hours, NO_STATE),
             self._write(actions, self._action, stay.hours, NO_ACTION),
-            self._static(stay, row, code[clock <= stay.icu_in_us]),
+            self._static(stay, row, code, clock),
         )
 
     def _categories(self, prefixes: tuple[str, ...], blocked: np.ndarray) -> np.ndarray:
@@ -198,14 +217,21 @@ class TextWriter:
         self._heads[code] = (name, f" {unit}" if unit else "")
         return self._heads[code]
 
-    def _static(self, stay: Stay, row: int, known: np.ndarray) -> str:
-        """``Age: 67 y. Sex: F.`` from static rows and from timed rows known at admission."""
-        codes = np.append(self.store.static_codes[slice(*self.store.static_offsets[row : row + 2])], known)
+    def _static(self, stay: Stay, row: int, code: np.ndarray, clock: np.ndarray) -> str:
+        """``Age: 67 y. Sex: F. Charlson: 2.`` from static rows and from timed rows known at admission."""
+        static = self.store.static_codes[slice(*self.store.static_offsets[row : row + 2])]
+        codes = np.append(static, code[clock <= stay.icu_in_us])
         parts = [f"Age: {int(stay.age_years)} y."] if stay.age_years == stay.age_years else []
         for label, named in self._facts.items():
             found = codes[named[codes]]
             if len(found):
                 parts.append(f"{label}: {self._head(int(found[0]))[0]}.")
+        if self.config.charlson == "earlier":
+            coded = self._charlson[code[clock < min(stay.hospital_in_us, stay.icu_in_us)]]
+        else:
+            coded = self._charlson[code[(clock >= stay.hospital_in_us) & (clock <= stay.hospital_out_us)]]
+        if (coded >= 0).any():
+            parts.append(f"Charlson: {charlson_score(coded[coded >= 0])}.")
         return " ".join(parts) or NO_STATIC
 
 

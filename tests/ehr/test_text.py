@@ -88,11 +88,27 @@ def test_outcome_codes_are_never_written():
         "DRG//APR//720",
         "TRANSFER_TO//discharge//UNK",
         "LAB//223758//UNK",
+        "PROCEDURE//ICD//10//5A1955Z",
     ]
     store = store_of([(1, 0.5, code, None, None) for code in codes])
-    config = HourlyTextConfig(state=tuple({code.split("//")[0] for code in codes}), action=("TRANSFER_TO", "DIAGNOSIS"))
+    config = HourlyTextConfig(
+        state=tuple({code.split("//")[0] for code in codes}), action=("TRANSFER_TO", "DIAGNOSIS", "PROCEDURE")
+    )
     texts = hourly_texts(store, stay(1), config)
     assert texts.state + texts.action == ["t=0h | No observations recorded.", "t=0h | No active interventions."]
+
+
+def test_flushes_and_carriers_are_no_actions():
+    rows = [
+        (1, 0.1, "MEDICATION//Sodium Chloride 0.9%  Flush//Flushed", None, None),
+        (1, 0.2, "MEDICATION//START//Heparin Flush (10 units/ml)", None, None),
+        (1, 0.3, "INFUSION_START//220949", 10, None),
+        (1, 0.9, "INFUSION_END//220949", 20, None),
+        (1, 0.3, "INFUSION_START//225158", 50, None),
+        (1, 0.4, "MEDICATION//Heparin//Administered", None, None),
+    ]
+    texts = hourly_texts(store_of(rows), stay(1))
+    assert texts.action == ["t=0h | 225158: 50. Heparin Administered."]
 
 
 def test_rows_after_death_or_the_last_hour_are_not_written():
@@ -128,6 +144,8 @@ events = st.lists(
                 "INFUSION_START//Q",
                 "INFUSION_END//Q",
                 "MEDICATION//M",
+                "DIAGNOSIS//ICD//9//4280",
+                "GENDER//F",
             ]
         ),
         st.sampled_from([None, 1.0, 2.5]),
@@ -137,7 +155,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 @example([(0.0, "INFUSION_START//P", None, 0), (6.0, "INFUSION_END//P", 1.0, 0)], [], 5)  # an end on the hour
 @given(events, events, st.integers(0, 7))
 def test_changing_everything_after_an_hour_leaves_its_text_and_all_before_unchanged(before, after, hour):
@@ -153,6 +171,7 @@ def test_changing_everything_after_an_hour_leaves_its_text_and_all_before_unchan
     )
     assert one.state[: hour + 1] == other.state[: hour + 1]
     assert one.action[: hour + 1] == other.action[: hour + 1]
+    assert one.static == other.static
 
 
 @settings(max_examples=100, deadline=None)
@@ -191,6 +210,20 @@ def test_static_text_holds_only_what_was_known_at_admission():
     assert hourly_texts(store_of(rows), stay(1)).static == "Age: 67 y. Race: X."
     nobody = stay(1)._replace(age_years=float("nan"))
     assert hourly_texts(store_of([(1, 2.0, "LAB//A", None, None)]), nobody).static == "No static information."
+
+
+def test_charlson_is_that_of_earlier_admissions_only():
+    """Coded at an earlier discharge, at this admission's very moment, within it, at its discharge."""
+    heart, liver, aids, lung = (f"DIAGNOSIS//ICD//10//{code}" for code in ("I509", "K7290", "B20", "J449"))
+    rows = [(1, -50.0, heart, None, None), (1, -10.0, aids, None, None), (1, -5.0, lung, None, None)]
+    rows += [(1, 30.0, liver, None, None), (1, -60.0, lung, None, -9.0)]  # the last one became known in this admission
+    now = stay(4)._replace(hospital_in_us=-10 * HOUR_US, hospital_out_us=30 * HOUR_US)
+    store = store_of(rows)
+    assert hourly_texts(store, now).static == "Age: 67 y. Charlson: 1."
+    published = HourlyTextConfig(charlson="admission")
+    assert hourly_texts(store, now, published).static == "Age: 67 y. Charlson: 10."
+    assert hourly_texts(store, now._replace(hospital_in_us=-70 * HOUR_US)).static == "Age: 67 y."
+    assert hourly_texts(store, now._replace(hospital_in_us=NEVER)).static == "Age: 67 y. Charlson: 8."
 
 
 @pytest.mark.parametrize(
