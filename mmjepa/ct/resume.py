@@ -116,7 +116,7 @@ def _whole(row: dict[str, Any], index: dict[str, Any], folder: Path) -> dict[str
         same = sidecar["source_hash"] == index["source_hash"], voxels.stat().st_size == sidecar["bytes"]
         if not all(same) or sidecar["transform_hash"] != transform_hash(sidecar["settings"]):
             return None
-    except (OSError, LookupError, TypeError, Refusal):
+    except (OSError, LookupError, TypeError, AttributeError, Refusal):  # the sidecar is no object, or not a whole one
         return None
     origin = [index[f"origin_{axis}"] for axis in "xyz"]
     return {**row, "status": "unchanged", "index": {**{name: index[name] for name in _INDEX}, "origin": origin}}
