@@ -12,6 +12,7 @@ import pandas as pd
 from mmjepa.cohort import Cohort, read_labels, task_names
 from mmjepa.ct.explain import files_of
 from mmjepa.ct.ingest import ingest_images
+from mmjepa.ct.manifest import UNPAIRED
 from mmjepa.ehr.meds_io import ingest_meds, open_root
 from mmjepa.files import atomic_path, sha256
 from mmjepa.identity import Crosswalk, read_salt, salt_at
@@ -139,7 +140,7 @@ def _images(
 
 def _counts(manifest: dict[str, Any], out: Path) -> dict[str, Any]:
     """What is said of the images; of refusals each code with how often, an example and what to do."""
-    left_out = ("volumes", "settings", "skipped_files", "salt_check")
+    left_out = ("volumes", "settings", "skipped_files", "salt_check", "removed_volumes", "notes")
     refused = [row for row in manifest["volumes"] if row["status"] == "refused"]
     counts = Counter((row["code"], row["hint"]) for row in refused)
     example = {(row["code"], row["hint"]): row["message"] for row in reversed(refused)}
@@ -228,10 +229,7 @@ def _identity(found: Source, out: Path, notes: list[str]) -> Crosswalk:
             f"{salt}, which the ids of the images in {out} were made with, does not exist",
             "Put it back or name it with --salt; if it is lost, name another cohort with --out",
         )
-    notes.append(
-        "no crosswalk: the images' subject ids are hashes, their dates are moved 1 to 10 years back, patient by patient, and they "
-        f"cannot be paired with records; salt in {salt}"
-    )
+    notes.append(f"{UNPAIRED}; salt in {salt}")
     return Crosswalk.none(salt_at(salt, cohort=out))
 
 

@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 
 from mmjepa import __version__, progress
 from mmjepa.ct import nifti, resume, series
-from mmjepa.ct.manifest import manifest_of, write_index, write_manifest
+from mmjepa.ct.manifest import manifest_of, salt_check, write_index, write_manifest
 from mmjepa.ct.scan import scan
 from mmjepa.ct.store import FORMATS, transform_hash, voxel_file, write_voxels
 from mmjepa.ct.turns import alone, writing
@@ -26,6 +26,7 @@ from mmjepa.files import read_json, write_json
 from mmjepa.identity import Crosswalk
 from mmjepa.refusal import Refusal
 
+_MOST_PROCESSES_A_CORE = 4
 _SIDECAR = {"source_hash", "transform_hash", "format", "bytes", "crc32"}
 
 
@@ -52,8 +53,12 @@ def ingest_images(
     checksum (crc32, of the voxel file) with the sidecar's, so a run without ``ct/scan.parquet`` verifies everything. A damaged sidecar,
     voxel file or manifest is written again. The result does not depend on ``workers``. The other arguments: see ``mmjepa.ct.volume.Settings``.
 
-    Raises Refusal for what concerns the whole run: SOURCE_MISSING, OUT_IN_SOURCE, IDENTITY_IN_COHORT, CT_SETTINGS, CT_EMPTY,
-    CACHE_STALE (volumes made with other settings), INGEST_RUNNING, IMAGES_CSV_*, DISK_FULL, EXTRA_MISSING. What concerns one volume is a row of the manifest.
+    A volume of an earlier run that the source no longer holds leaves the index and is counted as ``removed``; its files stay, and
+    count again when it comes back.
+
+    Raises Refusal for what concerns the whole run: SOURCE_MISSING, SOURCE_UNREADABLE, SOURCE_OTHER (none of the volumes there comes from
+    this source), SALT_CHANGED, OUT_IN_SOURCE, IDENTITY_IN_COHORT, CT_SETTINGS, CT_EMPTY, CACHE_STALE (volumes made with other settings),
+    INGEST_RUNNING, IMAGES_CSV_*, IMAGE_ID_TWICE, SUBJECT_ID_TWICE, DISK_FULL, EXTRA_MISSING. What concerns one volume is a row of the manifest.
     """
     source, out = Path(source), Path(out)
     settings = Settings(min_slices, chest_p5_hu, rescale, nifti_hu, tilt, max_voxels, form)
@@ -61,7 +66,7 @@ def ingest_images(
     _check_folders(source, out)
     transform = {**asdict(settings), "version": __version__}
     with alone(out / "ct"):
-        _check_transform(out / "ct" / "manifest.json", transform)
+        _check_before(out / "ct" / "manifest.json", transform, crosswalk)
         return _ingest(source, out / "ct", settings, transform, crosswalk, workers)
 
 
@@ -70,11 +75,13 @@ def _ingest(
 ) -> dict[str, Any]:
     key = resume.key_of(crosswalk, transform)
     scanned = scan(source, crosswalk, settings, resume.recall(ct, key))
+    removed = _removed(ct, [row["image_id"] for row in scanned.rows] + [one.image_id for one in scanned.found])
     rows = scanned.rows + _ingest_all(scanned.found, ct / "volumes", settings, transform, workers)
     rows.sort(key=lambda row: row["image_id"])
-    manifest = manifest_of(rows, scanned.skips, scanned.files, transform, crosswalk.paired)
+    manifest = manifest_of(rows, scanned.skips, scanned.files, removed, transform, crosswalk)
     if not rows:
-        write_manifest(manifest, ct)
+        if not removed:
+            write_manifest(manifest, ct)
         seen = ", ".join(f"{n} {code}" for code, n in manifest["skipped"].items())
         raise Refusal(
             "CT_EMPTY", f"no CT image among {scanned.files} files in {source}" + (f" ({seen})" if seen else "")
@@ -92,8 +99,14 @@ def _check_folders(source: Path, out: Path) -> None:
         raise Refusal("OUT_IN_SOURCE", f"{out} lies inside {source}", "Write the cohort to a folder of its own")
 
 
-def _check_transform(manifest: Path, transform: dict[str, Any]) -> None:
+def _check_before(manifest: Path, transform: dict[str, Any], crosswalk: Crosswalk) -> None:
     before = _mapping(manifest)
+    if before.get("volumes") and before.get("salt_check", salt_check(crosswalk)) != salt_check(crosswalk):
+        raise Refusal(
+            "SALT_CHANGED",
+            f"the ids in {manifest.parent} were made with another salt",
+            "Give the salt of the first run with --salt, or name another out",
+        )
     if before.get("accepted") and before.get("settings") != json.loads(json.dumps(transform)):
         raise Refusal(
             "CACHE_STALE",
@@ -111,11 +124,24 @@ def _mapping(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _removed(ct: Path, image_ids: Sequence[str]) -> list[str]:
+    """Volumes on the disk that this source has nothing of."""
+    there = {path.stem for path in (ct / "volumes").glob("*.json")}
+    if image_ids and there and there.isdisjoint(image_ids):
+        raise Refusal(
+            "SOURCE_OTHER",
+            f"none of the {len(there)} volumes in {ct} comes from this source",
+            "Name another out; or put all images below one folder and ingest that one. Was the folder or a file's place renamed?",
+        )
+    return sorted(there.difference(image_ids))
+
+
 def _ingest_all(
     found: Sequence[Candidate], folder: Path, settings: Settings, transform: dict[str, Any], workers: int
 ) -> list[dict[str, Any]]:
     common = folder, settings, transform, os.getpid()
-    if workers == 1 or len(found) < 2:
+    workers = min(workers, len(found), _MOST_PROCESSES_A_CORE * (os.cpu_count() or 1))
+    if workers < 2:
         results: Generator[dict[str, Any], None, None] = (ingest_one(one, *common) for one in found)
     else:
         tasks = (delayed(ingest_one)(one, *common) for one in found)

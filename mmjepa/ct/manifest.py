@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmjepa.files import atomic_path, write_json
+from mmjepa.identity import Crosswalk
 
 INDEX = pa.schema(
     [("image_id", pa.string()), ("subject_id", pa.int64()), ("time", pa.timestamp("us"))]
@@ -19,6 +20,10 @@ INDEX = pa.schema(
     + [(f"origin_{axis}", pa.float64()) for axis in "xyz"]
     + [("source_hash", pa.string()), ("source_kind", pa.string()), ("kernel", pa.string())]
     + [("thickness_mm", pa.float64()), ("n_slices", pa.int64()), ("flags", pa.string())]
+)
+UNPAIRED = (
+    "no crosswalk: subject ids are hashes of the patients, dates are moved 1 to 10 years back, patient by patient, and images cannot "
+    "be paired with records"
 )
 COLUMNS = ("item", "id", "file_number", "state", "code", "found", "what_to_do")
 _MEANINGS = {
@@ -47,21 +52,36 @@ class Skip(NamedTuple):
     code: str
 
 
+def salt_check(crosswalk: Crosswalk) -> str:
+    """What tells another salt from this one, and gives neither away."""
+    return crosswalk.image_id("salt check")
+
+
 def manifest_of(
-    rows: Sequence[dict[str, Any]], skips: Sequence[Skip], files: int, transform: dict[str, Any], paired: bool
+    rows: Sequence[dict[str, Any]],
+    skips: Sequence[Skip],
+    files: int,
+    removed: Sequence[str],
+    transform: dict[str, Any],
+    crosswalk: Crosswalk,
 ) -> dict[str, Any]:
-    """Counts by code, one entry for each volume, one for each file that was skipped."""
+    """Counts by code, one entry for each volume, one for each file that was skipped. removed: ids of volumes that an earlier run
+    found and this one did not."""
     states = Counter(row["status"] for row in rows)
     return {
         "settings": json.loads(json.dumps(transform)),
-        "paired": paired,
+        "paired": crosswalk.paired,
+        "notes": [] if crosswalk.paired else [UNPAIRED],
+        "salt_check": salt_check(crosswalk),
         "files": files,
         "accepted": states["accepted"] + states["unchanged"],
         "unchanged": states["unchanged"],
         "refused": dict(sorted(Counter(row["code"] for row in rows if row["status"] == "refused").items())),
         "skipped": dict(sorted(Counter(skip.code for skip in skips).items())),
+        "removed": len(removed),
         "volumes": [{name: value for name, value in row.items() if name != "index"} for row in rows],
         "skipped_files": [skip._asdict() for skip in skips],
+        "removed_volumes": list(removed),
     }
 
 
@@ -96,6 +116,16 @@ def _lines(manifest: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
             yield (*name, "corrected" if corrected else "noted", flag, _MEANINGS[flag], "")
     for skip in manifest["skipped_files"]:
         yield "file", skip["file_id"], skip["number"], "skipped", skip["code"], _MEANINGS[skip["code"]], ""
+    for image_id in manifest["removed_volumes"]:
+        yield (
+            "volume",
+            image_id,
+            "",
+            "removed",
+            "",
+            "no longer in the source",
+            "Its files stay in ct/volumes: delete them there",
+        )
 
 
 def write_index(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -83,7 +83,7 @@ def ingest(source: Path, out: Path, crosswalk=CROSSWALK):
 
 def without_state(manifest):
     rows = [{**row, "status": "refused" if row["status"] == "refused" else "there"} for row in manifest["volumes"]]
-    return {**manifest, "volumes": rows, "unchanged": None}
+    return {**manifest, "volumes": rows, "unchanged": None, "removed": None, "removed_volumes": None}
 
 
 def assert_as_fresh(manifest, source: Path, out: Path, crosswalk=CROSSWALK) -> None:
@@ -272,6 +272,70 @@ def test_a_folder_that_cannot_be_listed_is_a_refused_row_and_the_source_itself_a
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(Refusal, match="SOURCE_UNREADABLE"):
         ingest(source, tmp_path / "out")
+
+
+def volumes_of(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "ct" / "volumes").iterdir())
+
+
+def test_another_salt_is_refused_and_changes_nothing(source, tmp_path):
+    ingest(source, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(Refusal, match="SALT_CHANGED") as caught:
+        ingest(source, tmp_path / "out", Crosswalk.none("another salt for tests"))
+    assert "salt" not in str(before[tmp_path / "out/ct/manifest.json"]).replace("salt_check", "")
+    assert "another salt for tests" not in str(caught.value)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_source_that_holds_nothing_of_what_is_there_is_refused_and_changes_nothing(source, tmp_path):
+    ingest(source, tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    write_series(tmp_path / "other" / "a", "Q1")
+    (tmp_path / "empty").mkdir()
+    for other, code in (("other", "SOURCE_OTHER"), ("empty", "CT_EMPTY")):
+        with pytest.raises(Refusal, match=code):
+            ingest(tmp_path / other, tmp_path / "out")
+        assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_a_series_that_went_away_is_counted_and_leaves_the_index_until_it_comes_back(source, tmp_path):
+    first, _ = ingest(source, tmp_path / "out")
+    there = volumes_of(tmp_path / "out")
+    gone = CROSSWALK.image_id(str(pydicom.dcmread(source / "a/0.dcm").SeriesInstanceUID))
+    (source / "a").rename(tmp_path / "aside")
+    for _ in range(2):
+        manifest, _ = ingest(source, tmp_path / "out")
+        assert (manifest["removed"], manifest["removed_volumes"]) == (1, [gone])
+        assert gone not in set(pd.read_parquet(tmp_path / "out/ct/index.parquet")["image_id"])
+        assert f"volume,{gone},,removed" in (tmp_path / "out/ct/manifest.csv").read_text()
+        assert volumes_of(tmp_path / "out") == there
+    (tmp_path / "aside").rename(source / "a")
+    manifest, _ = ingest(source, tmp_path / "out")
+    assert (manifest["removed"], manifest["unchanged"]) == (0, first["accepted"])
+
+
+def test_without_a_crosswalk_the_manifest_says_what_became_of_dates(source, tmp_path):
+    assert "1 to 10 years back" in ingest(source, tmp_path / "out")[0]["notes"][0]
+    people = {f"P{n}": (100 + n, -30) for n in range(9)}
+    manifest, _ = ingest(source, tmp_path / "paired", Crosswalk("a salt for tests", True, (), people))
+    assert manifest["notes"] == []
+
+
+@pytest.mark.parametrize(("workers", "started"), [(100_000, 7), (3, 3)])
+def test_no_more_processes_are_started_than_there_is_work_for(source, tmp_path, monkeypatch, workers, started):
+    asked = []
+
+    def parallel(n_jobs, return_as):
+        asked.append(n_jobs)
+        return lambda tasks: (call(*given, **options) for call, given, options in tasks)
+
+    monkeypatch.setattr("mmjepa.ct.ingest.Parallel", parallel)
+    monkeypatch.setattr("os.cpu_count", lambda: 100)
+    ingest_images(source, tmp_path / "out", crosswalk=CROSSWALK, workers=workers)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    ingest_images(source, tmp_path / "one", crosswalk=CROSSWALK, workers=workers)
+    assert asked == [started, min(workers, 4)]
 
 
 def test_the_memory_holds_no_identifier_path_or_date(source, tmp_path):
