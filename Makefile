@@ -41,7 +41,7 @@ lint: install  ## style, format and types
 	$(BIN)/pyrefly check
 
 bench: install  ## the benchmarks, one after the other
-	@set -e; for script in $(filter-out benchmarks/ct_cases.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script; done
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script; done
 
 clean:  ## remove the environment and caches; runs/ stays
 	rm -rf .venv .venv-timm build *.egg-info .pytest_cache .ruff_cache .hypothesis

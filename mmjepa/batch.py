@@ -17,7 +17,7 @@ Moved = TypeVar("Moved")
 class VolumeView:
     """CT crops for a volume encoder.
 
-    voxels: float32 [V, 1, X, Y, Z] in RAS+. keep: int64 [V, K], the token places that the encoder may see; None for all.
+    voxels: float32 [V, 1, X, Y, Z] in RAS+, in 0..1 (``mmjepa.ct.window.windowed``). keep: int64 [V, K], the token places that the encoder may see; None for all.
     read: ``cell`` gives one latent a crop (V rows), ``tokens`` one a kept token (V*K rows, crop by crop).
     """
 

@@ -17,7 +17,7 @@ from mmjepa.files import atomic_path, sha256
 from mmjepa.jepa import JEPA
 from mmjepa.model import fingerprint, load_model
 from mmjepa.predictor import gather_slots
-from mmjepa.pretrain import RunConfig, fresh_model, run_sampler
+from mmjepa.pretrain import RunConfig, fresh_model, open_cohort, run_sampler, say_sampling
 from mmjepa.progress import track
 from mmjepa.refusal import Refusal
 from mmjepa.rollout import rollout
@@ -56,13 +56,14 @@ class TrainedRun:
 def embed(run: Path | str, cohort: Path | str, out: Path | str, *, untrained: bool = False) -> dict[str, Any]:
     """Write the embedding table of a cohort under a run's frozen encoders.
 
-    CT+EHR: one row for each CT, z = the CT latent and the EHR latent side by side (zeros where a subject has no record;
-    counted). Trajectory: one row for each hour of each stay, z = the state latent. Returns the counts.
+    CT+EHR: one row for each date with a CT (its middle crop, of the image that ``views.prefer_kernel`` says), z = the CT
+    latent and the EHR latent side by side (zeros where a subject has no record; counted). Trajectory: one row for each hour of each stay, z = the state latent. Returns the counts.
     """
     if Path(out).exists():
         raise Refusal("OUTPUT_EXISTS", f"{out} already exists", "Name another file with --out")
-    trained, opened = TrainedRun(run, untrained=untrained), Cohort.open(cohort)
+    trained, opened = TrainedRun(run, untrained=untrained), open_cohort(cohort, "embedding")
     sampler = run_sampler(trained.config, opened, trained.run, splits=None)
+    say_sampling(sampler)
     keys, z, missing = [], [], 0
     for frame, views, present in track(sampler.embedding_batches(), f"embed {cohort}", sampler.embedding_chunks):
         parts = [_spread(trained.model, view, present).numpy() for view in views]
@@ -82,13 +83,15 @@ def embed(run: Path | str, cohort: Path | str, out: Path | str, *, untrained: bo
     )
     write_embeddings(out, table)
     subjects = int(frame["subject_id"].nunique())
-    return {
+    found = {
         "table": str(out),
         "rows": len(frame),
         "subjects": subjects,
         "width": table.z.shape[1],
         "without_record": missing,
     }
+    images = ("crop_mm", "crop_covers", "several_images", "kernels")
+    return found | {name: sampler.report[name] for name in images if name in sampler.report}
 
 
 def _spread(model: JEPA, view: View, present: np.ndarray) -> torch.Tensor:

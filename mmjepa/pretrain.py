@@ -21,10 +21,12 @@ from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.keyed import torch_seed
 from mmjepa.model import build_model, save_model
 from mmjepa.predictor import PredictorConfig
+from mmjepa.progress import say
 from mmjepa.refusal import Refusal
 from mmjepa.run import Run
 from mmjepa.sample import CtEhrSampler, CtEhrViews, TrajectorySampler, TrajectoryViews, open_sampler
 from mmjepa.sample.ct_ehr import KINDS as CELL_KINDS
+from mmjepa.sample.images import say_images
 from mmjepa.sample.trajectory import KINDS as HOUR_KINDS
 
 
@@ -82,13 +84,14 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
     with world(config.engine.device) as here:
         run = enter_run(config, here)
         with _removed_if_refused(run, new=here.first and not config.resume):
-            cohort = Cohort.open(config.data)
+            cohort = open_cohort(config.data, "pretraining")
             if not here.first:
                 here.wait()  # rank 0 fits and makes what the others then read
             sampler = run_sampler(config, cohort, run)
             model = fresh_model(config, run, sampler.vocabulary)
             if here.first:
                 here.wait()
+                say_sampling(sampler)
             run.fingerprints = {"data_fingerprint": sampler.fingerprint}
             check_parts(config.curriculum, list(model.parts()))
             check_rates(config.optim, list(model.parts()))
@@ -140,6 +143,28 @@ def run_sampler(
         seed=config.seed,
         splits=splits,
     )
+
+
+def open_cohort(path: Path | str, what: str) -> Cohort:
+    """A cohort with records. what: needs them. Raises Refusal COHORT_NO_RECORDS where there are only images."""
+    try:
+        return Cohort.open(path)
+    except Refusal:
+        if not (Path(path) / "ct" / "index.parquet").is_file():
+            raise
+    raise Refusal(
+        "COHORT_NO_RECORDS",
+        f"{path}: this cohort has images only; {what} needs records",
+        "Ingest both into a new cohort: mmjepa ingest --ehr MEDS --ct IMAGES --crosswalk TABLE --out COHORT; "
+        "mmjepa.ct.batches reads images alone",
+    )
+
+
+def say_sampling(sampler: CtEhrSampler | TrajectorySampler) -> None:
+    """On standard error, what part of the volumes is read and which images are taken."""
+    if isinstance(sampler, CtEhrSampler):
+        for line in say_images(sampler.report, chosen_by=sampler.config.prefer_kernel):
+            say(line)
 
 
 def fresh_model(config: RunConfig, run: Run, vocabulary: int) -> JEPA:

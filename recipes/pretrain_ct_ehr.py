@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +39,8 @@ from mmjepa.progress import say
 from mmjepa.refusal import Refusal
 from mmjepa.report import write_report
 from mmjepa.run import Run
+from mmjepa.sample import CtEhrViews
+from mmjepa.sample.images import order_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,9 @@ def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
     learn(run_config, cohorts["inside"])
     tables = {name: embed_sites(config, cohorts, untrained=name == "untrained") for name in ("jepa", "untrained")}
-    results = None if config.task is None else judge_arms(config, cohorts, tables)
+    assert isinstance(run_config.views, CtEhrViews)
+    prefer_kernel = run_config.views.prefer_kernel
+    results = None if config.task is None else judge_arms(config, cohorts, tables, prefer_kernel)
     collapse = panels(tables)
     summary = {
         "run": str(config.out),
@@ -195,13 +199,16 @@ def embed_sites(config: Experiment, cohorts: dict[str, Path], *, untrained: bool
 
 
 def judge_arms(
-    config: Experiment, cohorts: dict[str, Path], tables: dict[str, dict[str, EmbeddingTable]]
+    config: Experiment,
+    cohorts: dict[str, Path],
+    tables: dict[str, dict[str, EmbeddingTable]],
+    prefer_kernel: Sequence[str],
 ) -> dict[str, Any]:
     """Every arm on the same labelled subjects, the same evaluated rows and the same bootstrap draws."""
     assert config.task is not None
     opened = {site: Cohort.open(path) for site, path in cohorts.items()}
     labels = {site: cohort.labels(config.task) for site, cohort in opened.items()}
-    plain = {name: baseline(name, opened) for name in ("image", "ehr_counts", "early_fusion")}
+    plain = {name: baseline(name, opened, prefer_kernel) for name in ("image", "ehr_counts", "early_fusion")}
     tuned, free = LinearProbe, LinearProbe(C=1e4)
     arms = [
         arm("JEPA", tables["jepa"], tuned(), "latents of the pretrained CT and EHR encoders, frozen, side by side"),
@@ -245,13 +252,15 @@ def arm(name: str, tables: dict[str, EmbeddingTable], probe: LinearProbe, says: 
     return Arm(name, tables["inside"], tables.get("outside"), probe, says)
 
 
-def baseline(name: str, cohorts: dict[str, Cohort]) -> dict[str, EmbeddingTable]:
-    """Feature tables of a baseline: fitted on the inside site's training subjects, reused as they are outside."""
+def baseline(name: str, cohorts: dict[str, Cohort], prefer_kernel: Sequence[str]) -> dict[str, EmbeddingTable]:
+    """Feature tables of a baseline, of the images that are embedded: fitted on the inside site's training subjects, reused
+    as they are outside."""
     tables, state = {}, None
     for site, cohort in cohorts.items():
         events = cohort.events()
-        rows, _ = pair(VolumeStore(cohort.path).index, events)
-        rows = rows.sort_values("image_id").drop_duplicates(["subject_id", "prediction_time"])
+        index = VolumeStore(cohort.path).index
+        rows, _ = pair(index, events)
+        rows = order_images(rows, index, prefer_kernel).drop_duplicates(["subject_id", "prediction_time"])
         train = events.splits.get("train", np.empty(0, dtype=np.int64))
         tables[site], state = features(name, cohort, rows, train, state)
     return tables

@@ -11,10 +11,11 @@ import torch
 import mmjepa.pretrain
 from mmjepa.config import build, load_yaml
 from mmjepa.curriculum import Phase
+from mmjepa.embed import embed
 from mmjepa.engine.checkpoint import load_latest
 from mmjepa.engine.log import read_metrics
 from mmjepa.engine.loop import Engine
-from mmjepa.pretrain import RunConfig, check_parts, pretrain, read_config
+from mmjepa.pretrain import RunConfig, check_parts, open_cohort, pretrain, read_config
 from mmjepa.refusal import Refusal
 
 
@@ -92,6 +93,33 @@ def test_changed_data_and_existing_outputs_are_refused(icu_run, icu_cohort, tmp_
     with pytest.raises(Refusal) as data:
         pretrain(config_of(icu_run, out=tmp_path / "run", resume=True))
     assert data.value.code == "CHECKPOINT_DATA"
+
+
+def test_a_cohort_of_images_alone_is_refused_with_what_it_lacks(ct_ehr_run, ct_ehr_cohort, tmp_path):
+    shutil.copytree(ct_ehr_cohort / "ct", tmp_path / "cohort" / "ct")
+    starts = {
+        "pretraining": lambda: pretrain(config_of(ct_ehr_run, data=tmp_path / "cohort", out=tmp_path / "run")),
+        "embedding": lambda: embed(ct_ehr_run, tmp_path / "cohort", tmp_path / "z.parquet"),
+    }
+    for what, start in starts.items():
+        with pytest.raises(Refusal) as refused:
+            start()
+        assert refused.value.code == "COHORT_NO_RECORDS"
+        assert f"this cohort has images only; {what} needs records" in refused.value.message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort"]
+    with pytest.raises(Refusal) as empty:
+        open_cohort(tmp_path, "pretraining")
+    assert empty.value.code == "COHORT_EMPTY"
+
+
+def test_a_run_says_what_part_of_the_volumes_it_reads(ct_ehr_run, ct_ehr_cohort, tmp_path, capsys):
+    sampling = json.loads((ct_ehr_run / "run.json").read_text())["sampling"]
+    assert sampling["crop_mm"] == [16, 16, 16]
+    assert sampling["crop_covers"] == 0.125
+    assert sampling["kernels"] == {"not told": sampling["subjects"]}
+    found = embed(ct_ehr_run, ct_ehr_cohort, tmp_path / "z.parquet")
+    assert found["crop_covers"] == 0.125
+    assert "a CT crop is 16 x 16 x 16 mm, 12.5 % of the median volume" in capsys.readouterr().err
 
 
 def test_an_unknown_part_names_the_nearest_and_leaves_no_checkpoint(icu_run, tmp_path):

@@ -7,7 +7,7 @@ they never tell that follow-up took place.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,8 @@ from torch import Tensor
 
 from mmjepa.batch import Batch, Layout, SequenceView, View, VolumeView
 from mmjepa.cohort import Cohort
-from mmjepa.ct.resample import crop_mm
 from mmjepa.ct.store import VolumeStore
-from mmjepa.ct.window import windowed
+from mmjepa.ct.window import ranges_hu
 from mmjepa.ehr.tokens import JointTokens, TokensConfig
 from mmjepa.keyed import generator
 from mmjepa.masking import (
@@ -33,6 +32,7 @@ from mmjepa.masking import (
 )
 from mmjepa.pairing import pair
 from mmjepa.refusal import Refusal
+from mmjepa.sample.images import Crops, order_images, report_choice
 
 KINDS = ("ct", "ehr", "ct_patch")
 DAY_US = 86_400_000_000
@@ -41,14 +41,18 @@ Patch = int | tuple[int | None, int | None, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class CtEhrViews:
-    """crop: voxels of a CT crop; spacing_mm: their edges, None for the volume's own. window: of HU. dates: most dates a
-    subject (the latest). history_days: how far the first EHR cell reaches back. max_events: newest events kept in a
-    cell."""
+    """crop: voxels of a CT crop; spacing_mm: their edges, to which volumes are resampled, None for the volume's own. A crop
+    lies anywhere in the volume while training, another in every epoch; embedding takes the middle one. window: its name,
+    or its lowest and highest HU (``mmjepa.ct.window``). prefer_kernel: reconstruction kernels, the best first, to choose by
+    where a date has several images (``mmjepa.sample.images.order_images``); embedding takes the first, training any.
+    dates: most dates a subject (the latest). history_days: how far the first EHR cell reaches back. max_events: newest
+    events kept in a cell."""
 
     kind: Literal["ct_ehr"] = "ct_ehr"
     crop: tuple[int, int, int] = (32, 32, 32)
-    spacing_mm: tuple[float, float, float] | None = None
-    window: Literal["wide", "lung", "dsb"] = "wide"
+    spacing_mm: tuple[float, float, float] | None = (1.0, 1.0, 1.0)
+    window: str | tuple[int, int] = "wide"
+    prefer_kernel: tuple[str, ...] = ()
     dates: int = 4
     history_days: float = 5 * 365.25
     max_events: int = 128
@@ -61,6 +65,10 @@ class CtEhrViews:
             raise ValueError(f"crop={self.crop}, dates={self.dates} and max_events={self.max_events} must be positive")
         if self.spacing_mm is not None and not all(0 < size < float("inf") for size in self.spacing_mm):
             raise ValueError(f"spacing_mm={self.spacing_mm} must be three positive numbers")
+        try:
+            ranges_hu(self.window)
+        except Refusal as refusal:
+            raise ValueError(f"window: {refusal.message}; {refusal.hint}") from None
 
 
 def token_grid(crop: Grid, patch: Patch) -> Grid:
@@ -80,7 +88,7 @@ def token_grid(crop: Grid, patch: Patch) -> Grid:
 @dataclass(frozen=True)
 class Subject:
     """One item. times_us: int64 [T] ascending; scans: at each date the image_ids of that moment (several where a scan was
-    reconstructed several times); present: bool [T, 2], which of the date's CT and EHR cells exist."""
+    reconstructed several times), in the order of ``order_images``; present: bool [T, 2], which of the date's CT and EHR cells exist."""
 
     subject_id: int
     times_us: np.ndarray
@@ -138,7 +146,7 @@ class CtEhrSampler:
         self.subjects = list(self._subjects(paired, wanted))
         self.fingerprint = cohort.fingerprint
         self.vocabulary = tokens.size
-        self.report = {**self.pairing, "subjects": len(self.subjects)}
+        self.report: dict[str, Any] = {**self.pairing, "subjects": len(self.subjects)}
         if not self.subjects:
             why = ", ".join(f"{n} images {name}" for name, n in self.pairing["unmatched"].items() if n)
             raise Refusal(
@@ -147,6 +155,16 @@ class CtEhrSampler:
                 "no_time: CT_NO_TIME in ct/manifest.csv; give the scan a time, in images.csv or by a MEDS row with its image_id. "
                 "no_event_in_window: records need rows besides the scans. A crosswalk joins people",
             )
+        scans = [images for subject in self.subjects for images in subject.scans]
+        self.crops = Crops(
+            self.volumes,
+            [image for images in scans for image in images],
+            size=config.crop,
+            spacing_mm=config.spacing_mm,
+            window=config.window,
+            seed=seed,
+        )
+        self.report |= self.crops.report | report_choice(scans, self.volumes.index)
 
     @classmethod
     def fit_tokens(cls, cohort: Cohort, config: CtEhrViews) -> JointTokens:
@@ -166,7 +184,7 @@ class CtEhrSampler:
         builder = _Builder(self)
         skipped = 0
         for row, (epoch, index) in enumerate(items):
-            subject = self.subjects[index]
+            subject, builder.epoch = self.subjects[index], epoch
             rng = generator(self.seed, "mask", epoch, subject.subject_id)
             mask = draw_cells(subject.present, rng, self.config.mask)
             if mask is None:
@@ -199,22 +217,11 @@ class CtEhrSampler:
                 }
             )
             ehr = np.array([s.present[t, 1] for s, t in chunk])
-            views: list[View] = [VolumeView("ct", self.voxels([s.images[t] for s, t in chunk]))]
+            views: list[View] = [VolumeView("ct", self.crops.voxels([s.images[t] for s, t in chunk]))]
             if ehr.any():
                 cells = [(s, t) for (s, t), there in zip(chunk, ehr, strict=True) if there]
                 views.append(self.sequences([self.encoded[s.subject_id, t] for s, t in cells]))
             yield keys, views, ehr
-
-    def voxels(self, images: Sequence[str]) -> Tensor:
-        """Windowed crops float32 [V, 1, X, Y, Z] in -1..1."""
-        crops = []
-        for image in images:
-            if self.config.spacing_mm is None:
-                crop = self.volumes.crop_hu(image, self.config.crop)
-            else:
-                crop = crop_mm(self.volumes, image, self.config.crop, self.config.spacing_mm)
-            crops.append(windowed(crop, (self.config.window,)))
-        return torch.from_numpy(np.stack(crops)) * 2 - 1
 
     def sequences(self, parts: Sequence[dict[str, np.ndarray]]) -> SequenceView:
         """A view of some EHR cells, given as their event tokens."""
@@ -237,7 +244,7 @@ class CtEhrSampler:
     def _subjects(self, paired: pd.DataFrame, wanted: np.ndarray | None) -> Iterator[Subject]:
         known = set(np.asarray(self.events.subjects).tolist())
         chosen = known if wanted is None else known & {int(subject) for subject in wanted}
-        ordered = paired.sort_values(["subject_id", "prediction_time", "image_id"])
+        ordered = order_images(paired, self.volumes.index, self.config.prefer_kernel)
         of_subject = dict(iter(ordered.groupby("subject_id")))
         for subject_id in sorted(chosen & of_subject.keys()):
             rows = of_subject[subject_id]
@@ -256,8 +263,9 @@ class _Builder:
     """Collects the cells of a batch, then lays them out."""
 
     def __init__(self, sampler: CtEhrSampler) -> None:
-        self.sampler = sampler
-        self.images: dict[str, list[str]] = {"seen": [], "patched": [], "hidden": []}
+        self.sampler, self.epoch = sampler, 0
+        # (image, epoch) of each crop
+        self.images: dict[str, list[tuple[str, int]]] = {"seen": [], "patched": [], "hidden": []}
         self.cells: dict[str, list[dict[str, np.ndarray]]] = {"seen": [], "hidden": []}
         self.keep: list[np.ndarray] = []
         # (batch row, kind, is target, table and row in it, days, place)
@@ -270,7 +278,7 @@ class _Builder:
             group = "hidden" if target else "seen"
             for date, modality in np.argwhere(chosen):
                 if modality == 0:
-                    self.images[group].append(subject.draw_image(int(date), rng))
+                    self.images[group].append((subject.draw_image(int(date), rng), self.epoch))
                 else:
                     self.cells[group].append(self.sampler.encoded[subject.subject_id, int(date)])
                 days = float(subject.times_us[date] - reference) / DAY_US
@@ -300,7 +308,7 @@ class _Builder:
         date = int(dates[rng.integers(len(dates))])
         visible, hidden = draw_patches(grid, rng, self.sampler.config.patches)
         first = len(self.images["patched"])
-        self.images["patched"].append(subject.draw_image(date, rng))
+        self.images["patched"].append((subject.draw_image(date, rng), self.epoch))
         self.keep.append(visible)
         places = np.stack(np.unravel_index(np.arange(np.prod(grid)), grid), axis=1) / np.maximum(1, np.array(grid) - 1)
         for target, name, chosen, rows in (
@@ -345,7 +353,8 @@ class _Builder:
             return self.sampler.sequences(self.cells[group]) if self.cells[group] else None
         if not self.images[group]:
             return None
-        voxels = self.sampler.voxels(self.images[group])
+        images, epochs = zip(*self.images[group], strict=True)
+        voxels = self.sampler.crops.voxels(images, epochs)
         if what == "ct":
             return VolumeView("ct", voxels)
         everything = torch.arange(int(np.prod(self.sampler.grid))).expand(len(voxels), -1)

@@ -9,6 +9,7 @@ import torch
 
 from mmjepa.batch import SequenceView, VolumeView
 from mmjepa.cohort import Cohort
+from mmjepa.config import build
 from mmjepa.ct.store import VolumeStore
 from mmjepa.ct.window import windowed
 from mmjepa.keyed import generator
@@ -122,10 +123,10 @@ def test_every_slot_holds_content_of_its_own_subject(sampler, monkeypatch):
     for (subject, _), cell in sampler.encoded.items():
         cell["codes"] = np.full_like(cell["codes"], names[subject])
 
-    def voxels(images):
+    def voxels(images, epochs):
         return torch.stack([torch.full((1, 16, 16, 16), float(names[owner[image]])) for image in images])
 
-    monkeypatch.setattr(sampler, "voxels", voxels)
+    monkeypatch.setattr(sampler.crops, "voxels", voxels)
     batch = sampler.batch(everything(sampler))
     kinds = set()
     for row, subject in enumerate(batch.subjects.tolist()):
@@ -148,7 +149,7 @@ def test_cells_hold_the_scan_and_the_events_of_their_own_subject_and_interval(sa
             image = subject.images[date]
             assert int(times.loc[image, "subject_id"]) == subject.subject_id
             crop = windowed(sampler.volumes.crop_hu(image, (16, 16, 16)), ("wide",))
-            torch.testing.assert_close(sampler.voxels([image])[0], torch.from_numpy(crop) * 2 - 1)
+            assert torch.equal(sampler.crops.voxels([image])[0], torch.from_numpy(crop))
             cell = sampler.encoded[subject.subject_id, date]
             timed = cell["days"][cell["days"] != 0]
             ages = (own_us[(own_us > since) & (own_us <= end)] - end) / DAY_US
@@ -193,14 +194,14 @@ def test_replacing_hidden_content_leaves_the_context_bit_identical(sampler):
             continue
         before = sampler.batch([(epoch, index)])
         kept = {key: dict(cell) for key, cell in sampler.encoded.items()}
-        images = sampler.volumes
+        crops = sampler.crops
         for date in np.flatnonzero(mask.target[:, 1]):
             cell = sampler.encoded[subject.subject_id, int(date)]
             cell["codes"], cell["values"] = cell["codes"][::-1].copy() * 0, cell["values"] + 9
         hidden = {subject.images[date] for date in np.flatnonzero(mask.target[:, 0])}
-        sampler.volumes = Noisy(images, hidden)
+        sampler.crops = Noisy(crops, hidden)
         after = sampler.batch([(epoch, index)])
-        sampler.volumes, sampler.encoded = images, kept
+        sampler.crops, sampler.encoded = crops, kept
         assert same(before.views, after.views)
         assert not same(before.targets, after.targets)
         for field in dataclasses.fields(before.layout):
@@ -210,14 +211,15 @@ def test_replacing_hidden_content_leaves_the_context_bit_identical(sampler):
 
 
 class Noisy:
-    """A volume store that gives noise for some images."""
+    """Crops that are noise for some images."""
 
-    def __init__(self, store, images):
-        self.store, self.images, self.index = store, images, store.index
+    def __init__(self, crops, images):
+        self.crops, self.images = crops, images
 
-    def crop_hu(self, image, size):
-        crop = self.store.crop_hu(image, size)
-        return np.random.default_rng(0).integers(-1000, 500, size).astype(np.int16) if image in self.images else crop
+    def voxels(self, images, epochs):
+        voxels = self.crops.voxels(images, epochs)
+        noisy = torch.tensor([image in self.images for image in images])
+        return torch.where(noisy[:, None, None, None, None], torch.rand(voxels.shape), voxels)
 
 
 def test_patches_split_one_scan_into_visible_and_hidden_places(ct_ehr_cohort, folder):
@@ -335,16 +337,58 @@ def test_reconstructions_of_one_scan_are_drawn_from_and_make_no_date_of_their_ow
     sampler, seen = opened(ct_ehr_cohort, folder), []
     assert all(len(s.scans) == 1 and len(s.scans[0]) == 2 for s in sampler.subjects)
     monkeypatch.setattr(
-        sampler, "voxels", lambda images: seen.extend(images) or torch.zeros(len(images), 1, 16, 16, 16)
+        sampler.crops, "voxels", lambda images, _=None: seen.extend(images) or torch.zeros(len(images), 1, 16, 16, 16)
     )
     sampler.batch(everything(sampler, epochs=8))
     drawn = {image.endswith("@1") for image in seen}
     assert drawn == {False, True}
     keys = pd.concat([frame for frame, _, _ in sampler.embedding_batches()])
     assert not keys.duplicated(["subject_id", "prediction_time"]).any()
+    assert sampler.report["several_images"] == len(sampler)
+    assert sampler.report["kernels"] == {"not told": len(sampler)}
+
+
+def test_embedding_takes_the_preferred_kernel_and_says_which_were_taken(ct_ehr_cohort, folder, monkeypatch):
+    class Kernels(Reconstructed):
+        def __init__(self, cohort):
+            super().__init__(cohort)
+            self.index["kernel"] = ["B70f" if image.endswith("@1") else "B30f" for image in self.index["image_id"]]
+
+    monkeypatch.setattr(ct_ehr, "VolumeStore", Kernels)
+    for prefer, taken in (((), "B30f"), (("b70f",), "B70f"), (("FC01", "B30f", "B70f"), "B30f")):
+        sampler = opened(ct_ehr_cohort, folder, prefer_kernel=prefer)
+        (frame, _, _), *_ = sampler.embedding_batches()
+        assert set(frame["image_id"].str.endswith("@1")) == {taken == "B70f"}
+        assert sampler.report["kernels"] == {taken: len(sampler)}
+
+
+def test_training_reads_another_crop_in_every_epoch_and_embedding_the_middle(ct_ehr_cohort, folder):
+    sampler = opened(ct_ehr_cohort, folder, mask=CellMaskConfig(probability={"patches": 1.0}))
+    crops = [sampler.batch([(epoch, 0)]).views[0].voxels for epoch in range(3)]
+    assert torch.equal(
+        crops[0], opened(ct_ehr_cohort, folder, mask=sampler.config.mask).batch([(0, 0)]).views[0].voxels
+    )
+    assert not torch.equal(crops[0], crops[1])
+    for crop in crops:
+        assert crop.min() >= 0
+        assert 0 < crop.max() <= 1
+    image = sampler.subjects[0].images[0]
+    middle = windowed(sampler.volumes.crop_hu(image, (16, 16, 16)))
+    _, views, _ = next(sampler.embedding_batches())
+    assert torch.equal(views[0].voxels[0], torch.from_numpy(middle))
 
 
 @pytest.mark.parametrize("edge", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_spacing_that_is_no_length_is_refused(edge):
     with pytest.raises(ValueError, match="spacing_mm"):
         CtEhrViews(spacing_mm=(1.0, edge, 1.0))
+
+
+def test_a_window_is_a_name_or_a_pair_of_hu(ct_ehr_cohort, folder):
+    named, pair = (opened(ct_ehr_cohort, folder, window=window) for window in ("lung", (-1350, 150)))
+    assert torch.equal(*(s.crops.voxels([s.subjects[0].images[0]]) for s in (named, pair)))
+    assert build(CtEhrViews, {"window": [-1350, 150]}) == CtEhrViews(window=(-1350, 150))
+    for wrong in ("long", [150, -1350], [-1000]):
+        with pytest.raises(Refusal) as refused:
+            build(CtEhrViews, {"window": wrong})
+        assert refused.value.code.startswith("CONFIG_")
