@@ -20,6 +20,8 @@ def ingest(result: Mapping[str, Any]) -> None:
     for why in images.get("reasons", ()):
         hint = f". {why['what_to_do']}" if why["what_to_do"] else ""
         print(f"refused {why['volumes']} x {why['code']}: for instance {why['example']}{hint}", file=sys.stderr)
+    if images.get("reasons"):
+        print("docs/codes.md says what each code means", file=sys.stderr)
     if images.get("accepted") == 0:
         print("no image was accepted", file=sys.stderr)
     for volume in result.get("volumes", ()):
