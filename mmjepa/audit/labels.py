@@ -8,9 +8,19 @@ from scipy.special import gammaln
 
 from mmjepa.audit.events import CODED_AFTERWARDS, DEATH, DIED, DISCHARGE, NEVER, Events, Ranks
 from mmjepa.audit.finding import Finding, judge, not_applicable
-from mmjepa.audit.scan import MIN_CLASS, SIGNIFICANT, Rows, grouped_auroc, out_of_fold_auroc, record_size
+from mmjepa.audit.scan import (
+    MIN_CLASS,
+    SIGNIFICANT,
+    Rows,
+    grouped_auroc,
+    out_of_fold_scores,
+    record_size,
+    standard_error,
+)
+from mmjepa.audit.scores import auroc_draws
 
 TOO_GOOD, BY_SIZE = 0.95, 0.60
+SHAPE = ["shape_x", "shape_y", "shape_z"]
 TOO_FEW = f"fewer than {MIN_CLASS} subjects in a class"
 
 
@@ -147,29 +157,69 @@ def single_features(found: pd.DataFrame, rows: Rows) -> Finding:
     return judge("9", name, len(codes), sentence, advice, fires="warn" if sure.empty else "fail")
 
 
-def record_size_tells(events: Events, rows: Rows) -> Finding:
-    """Check 10: a model that sees only how much was recorded, and when."""
+def record_size_tells(events: Events, rows: Rows, scores: pd.DataFrame | None = None) -> Finding:
+    """Check 10: a model that sees only how much was recorded, and when.
+
+    Warns where its AUROC's 95 % interval lies above .60. scores: of a tuned model (subject_id, prediction_time, score); fails
+    where record size alone is inside that model's interval, or above it, on the rows that both have.
+    """
     name = "counts and lengths predict the label"
     if min(rows.class_sizes()) < MIN_CLASS:
         return not_applicable("10", name, TOO_FEW)
-    auroc, error = out_of_fold_auroc(record_size(events, rows), rows)
-    fires = int(auroc > BY_SIZE and auroc - 2 * error > 0.5)
+    by_size = out_of_fold_scores(record_size(events, rows), rows)
+    auroc = float(grouped_auroc(by_size[:, None], rows)[0][0])
+    fires = auroc - 1.96 * standard_error(auroc, *rows.class_sizes()) > BY_SIZE
     sentence = f"a model of event counts, record length and gaps alone reaches an AUROC of {auroc:.2f}"
     advice = "Show it as a baseline row: a model must beat it before it has learnt medicine"
-    return judge("10", name, fires, sentence, advice, fires="warn")
+    if scores is not None:
+        mine = {"subject_id": events.subjects[rows.subject], "prediction_time": rows.t_us.astype("datetime64[us]")}
+        both = pd.DataFrame(mine).assign(y=rows.y, size=by_size).merge(scores, on=["subject_id", "prediction_time"])
+        if both.groupby("y")["subject_id"].nunique().reindex([0, 1], fill_value=0).min() >= MIN_CLASS:
+            columns = both[["score", "size"]].to_numpy(float).T
+            value, draws = auroc_draws(columns, both["y"].to_numpy(bool), both["subject_id"].to_numpy())
+            low, high = np.nanquantile(draws[0], [0.025, 0.975])
+            sentence += f"; the model {value[0]:.2f} ({low:.2f} to {high:.2f}), record size on its rows {value[1]:.2f}"
+            if value[1] >= low:
+                return judge("10", name, 1, sentence, "The model may have learnt how much is recorded and nothing else")
+    return judge("10", name, int(fires), sentence, advice, fires="warn")
 
 
-def order_tells(task: Task) -> Finding:
-    """Check 12: the subject's number or the row's place in the file predicts the label."""
+def order_tells(task: Task, index: pd.DataFrame | None = None) -> Finding:
+    """Check 12: numbers without meaning predict the label: the subject's, the row's place, the image's id and size, the clock.
+
+    index: the image index; the image of a row is the last one taken by its prediction time.
+    """
     name = "subject number or row order predicts the label"
     rows = task.rows()
     if min(rows.class_sizes()) < MIN_CLASS:
         return not_applicable("12", name, TOO_FEW)
-    table = np.stack([task.subject_id, task.place], axis=1)[task.binary]
-    auroc, p = grouped_auroc(table, rows)
-    hits = int((p * len(p) < SIGNIFICANT).sum())
-    shown = f"AUROC of subject_id {auroc[0]:.2f}, of row order {auroc[1]:.2f}"
+    table = {"subject_id": task.subject_id, "row order": task.place}
+    table |= {"second of the minute": task.t_us // 1_000_000 % 60, "part of the second": task.t_us % 1_000_000}
+    if index is not None:
+        table |= _image_numbers(task, index)
+    columns = np.stack([np.asarray(column, float)[task.binary] for column in table.values()], axis=1)
+    known = ~np.isnan(columns)
+    found = {}
+    for k, what in enumerate(table):
+        some = Rows(*(column[known[:, k]] for column in (rows.subject, rows.t_us, rows.y)))
+        if min(some.class_sizes()) >= MIN_CLASS:
+            auroc, p = grouped_auroc(columns[known[:, k], k : k + 1], some)
+            found[what] = float(auroc[0]), float(p[0])
+    hits = sum(p * len(found) < SIGNIFICANT for _, p in found.values())
+    shown = "AUROC of " + ", of ".join(f"{what} {auroc:.2f}" for what, (auroc, _) in found.items())
     return judge("12", name, hits, shown, "Number subjects and order rows at random; ask where the order came from")
+
+
+def _image_numbers(task: Task, index: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Rank of the id and number of voxels of the last image at or before each prediction time; NaN where there is none."""
+    taken = index.dropna(subset=["time"]).sort_values("time")
+    taken = taken.assign(rank=taken["image_id"].rank(), size=taken[SHAPE].prod(axis=1))
+    taken = taken.astype({"time": "datetime64[us]"})
+    asked = pd.DataFrame({"subject_id": task.subject_id, "time": task.t_us.astype("datetime64[us]")})
+    asked = asked.reset_index().sort_values("time")
+    found = pd.merge_asof(asked, taken[["subject_id", "time", "rank", "size"]], on="time", by="subject_id")
+    found = found.sort_values("index")
+    return {"image_id": found["rank"].to_numpy(float), "image size": found["size"].to_numpy(float)}
 
 
 def _named(codes: list[str]) -> str:

@@ -158,8 +158,7 @@ def after_death(events: Events) -> list[Finding]:
             "events after death",
             int(after.sum()),
             f"{int(after.sum()):,} events of {people} subjects follow the recorded death",
-            "ICU stays end at death and leave them out; elsewhere no prediction time may lie there (check 4)",
-            fires="warn",
+            "Drop them: ICU stays end at death and leave them out; elsewhere no prediction time may lie there (check 4)",
         ),
         judge(
             "8b",

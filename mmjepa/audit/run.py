@@ -1,13 +1,13 @@
 """All checks of a cohort, one after the other."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mmjepa.audit import labels, record
+from mmjepa.audit import declared, fitted, images, jumps, labels, outcome, record, scores
 from mmjepa.audit.events import Events
 from mmjepa.audit.finding import Finding, not_applicable, worst
 from mmjepa.audit.scan import scan
@@ -15,49 +15,99 @@ from mmjepa.cohort import SURVIVAL_FILE, Cohort
 from mmjepa.ct.store import VolumeStore
 
 
-def audit(cohort: Path | str, tasks: Sequence[str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Given:
+    """What a user may add to a cohort: a model's scores and the scores of an oracle, see ``mmjepa.audit.scores``."""
+
+    scores: pd.DataFrame | None = None
+    oracle: pd.DataFrame | None = None
+
+
+def audit(
+    cohort: Path | str,
+    tasks: Sequence[str] | None = None,
+    *,
+    scores_file: Path | str | None = None,
+    oracle_file: Path | str | None = None,
+    tokens_file: Path | str | None = None,
+) -> dict[str, Any]:
     """Look for what would leak the answer into a cohort and its labels.
 
-    cohort: a cohort folder or a bare MEDS root. tasks: names under its ``labels/``; all of them when None.
+    cohort: a cohort folder or a bare MEDS root. tasks: names under its ``labels/``; all of them when None. scores_file: a tuned
+    model's score table of one task. oracle_file: the best scores possible, where the world is synthetic. tokens_file: a
+    vocabulary fitted on this cohort.
     Returns verdict (``pass``, ``warn``, ``fail``), counts of the findings by verdict, the tasks, and the findings, each with
-    check, name, verdict, count, sentence, advice, task. Raises the Refusals of opening the cohort and of its labels.
+    check, name, verdict, count, sentence, advice, task. Raises the Refusals of opening the cohort and of its labels, and
+    SCORES_TABLE.
     """
     opened = Cohort.open(cohort)
+    given = Given(
+        None if scores_file is None else scores.read_scores(scores_file),
+        None if oracle_file is None else scores.read_oracle(oracle_file),
+    )
     findings = record.subject_in_two_places(opened.meds_root)
     names = opened.tasks if tasks is None else list(tasks)
     if worst(findings) == "fail":
         findings.append(not_applicable("2-16", "all other checks", "the records cannot be read until this is mended"))
     else:
         findings += _of_record(opened, events := Events.of(opened.events()))
+        if tokens_file is not None:
+            findings.append(fitted.fitted_vocabulary(opened.events(), Path(tokens_file)))
+        findings.append(_against_oracle(given))
         for name in names:
-            findings += [replace(finding, task=name) for finding in _of_task(opened, name, events)]
+            findings += [replace(finding, task=name) for finding in _of_task(opened, name, events, given)]
         if not names:
             findings.append(not_applicable("4-12", "checks of labels", "the cohort has no labels"))
+    return summary(findings, names)
+
+
+def summary(findings: Sequence[Finding], tasks: Sequence[str]) -> dict[str, Any]:
+    """The findings as plain values under their verdict and counts, as ``audit`` returns them."""
     verdicts = [finding.verdict for finding in findings]
     counts = {verdict: verdicts.count(verdict) for verdict in ("pass", "warn", "fail", "not-applicable")}
-    return {"verdict": worst(findings), **counts, "tasks": names, "findings": [asdict(finding) for finding in findings]}
+    plain = [asdict(finding) for finding in findings]
+    return {"verdict": worst(findings), **counts, "tasks": list(tasks), "findings": plain}
 
 
 def _of_record(cohort: Cohort, events: Events) -> list[Finding]:
-    findings = [record.near_duplicates(events, cohort.events().splits)]
-    if cohort.has_images:
-        findings.append(record.same_image_twice(VolumeStore(cohort.path).index))
+    store = cohort.events()
+    findings = [record.near_duplicates(events, store.splits)]
     findings += record.coded_afterwards(events)
     findings += record.death_in_discharge_codes(events)
     findings += record.after_death(events)
-    return [*findings, record.known_before_it_happened(events)]
+    findings.append(record.known_before_it_happened(events))
+    if cohort.has_images:
+        volumes = VolumeStore(cohort.path)
+        findings += [record.same_image_twice(volumes.index), images.known_before_taken(store, volumes.index)]
+        findings.append(images.placed_by_a_later_image(volumes))
+    findings.append(fitted.fitted_statistics(store, cohort.meds_root / "metadata" / "codes.parquet"))
+    return findings + jumps.jumps(events, store)
 
 
-def _of_task(cohort: Cohort, name: str, events: Events) -> list[Finding]:
+def _of_task(cohort: Cohort, name: str, events: Events, given: Given) -> list[Finding]:
     task = labels.Task.of(name, _with_place(cohort, name), events)
+    says = declared.read_declaration(cohort.labels_folder / name)
+    index = VolumeStore(cohort.path).index if cohort.has_images else None
     findings = labels.time_is_knowable(events, task)
     findings += [labels.outcome_in_input(events, task), labels.stay_coding_in_input(events, task)]
+    findings += declared.declared_window(says) + declared.declared_flow(says)
+    if index is not None:
+        findings.append(images.only_later_images(task, index))
     rows = task.rows().thinned()
     if not len(rows.y):
         return [*findings, not_applicable("5-12", "checks of yes-or-no labels", "the task has no yes-or-no labels")]
+    made_of = outcome.outcome_of(events, rows, says.outcome_codes)
+    findings += outcome.window_reads_the_past(made_of) + declared.other_stays(events, says, made_of)
+    findings.append(outcome.left_out_by_outcome(events, task, made_of))
     found = scan(events, rows)
     findings += [labels.one_to_one_codes(found, rows), labels.single_features(found, rows)]
-    return [*findings, labels.record_size_tells(events, rows), labels.order_tells(task)]
+    return [*findings, labels.record_size_tells(events, rows, given.scores), labels.order_tells(task, index)]
+
+
+def _against_oracle(given: Given) -> Finding:
+    if given.scores is None or given.oracle is None:
+        return not_applicable("16", "better than possible", "no scores, or no oracle to compare them with")
+    return scores.above_the_oracle(given.scores, given.oracle)
 
 
 def _with_place(cohort: Cohort, name: str) -> pd.DataFrame:

@@ -61,6 +61,13 @@ def null_error(n_positive: int, n_negative: int) -> float:
     return float(np.sqrt((n_positive + n_negative + 1) / (12 * n_positive * n_negative)))
 
 
+def standard_error(auroc: float, n_positive: int, n_negative: int) -> float:
+    """Standard error of an AUROC of that size (Hanley and McNeil 1982)."""
+    q1, q2 = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
+    spread = (n_positive - 1) * (q1 - auroc**2) + (n_negative - 1) * (q2 - auroc**2)
+    return float(np.sqrt((auroc * (1 - auroc) + spread) / (n_positive * n_negative)))
+
+
 def scan(events: Events, rows: Rows) -> pd.DataFrame:
     """Presence and last value of every code as of the prediction times.
 
@@ -145,8 +152,8 @@ def record_size(events: Events, rows: Rows) -> np.ndarray:
     return np.log1p(np.stack(columns, axis=1).astype(float))
 
 
-def out_of_fold_auroc(features: np.ndarray, rows: Rows) -> tuple[float, float]:
-    """AUROC of a logistic model over five folds by subject, and its error under no association."""
+def out_of_fold_scores(features: np.ndarray, rows: Rows) -> np.ndarray:
+    """[N] scores of a logistic model over five folds by subject."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -154,6 +161,4 @@ def out_of_fold_auroc(features: np.ndarray, rows: Rows) -> tuple[float, float]:
 
     model = make_pipeline(StandardScaler(), LogisticRegression())
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    score = cross_val_predict(model, features, rows.y, groups=rows.subject, cv=folds, method="decision_function")
-    auroc, _ = grouped_auroc(score[:, None], rows)
-    return float(auroc[0]), null_error(*rows.class_sizes())
+    return cross_val_predict(model, features, rows.y, groups=rows.subject, cv=folds, method="decision_function")

@@ -86,6 +86,13 @@ def write(
     return folder
 
 
+def image_index(image_id: list[str], subject_id: list[int], **columns) -> pd.DataFrame:
+    """An image index of 32-voxel crops, all taken at START unless told."""
+    shape = {f"shape_{axis}": 32 for axis in "xyz"} | {f"spacing_{axis}": 1.0 for axis in "xyz"}
+    table = {"image_id": image_id, "subject_id": subject_id, "time": START, "source_hash": image_id}
+    return pd.DataFrame(table | shape | columns)
+
+
 def findings(result: dict) -> dict[str, dict]:
     return {finding["check"]: finding for finding in result["findings"]}
 
@@ -147,9 +154,7 @@ def test_a_copied_subject_in_another_split_fails_and_in_the_same_split_does_not(
 def test_one_image_of_two_subjects_fails(tmp_path, events):
     folder = write(tmp_path / "cohort", events)
     (folder / "ct").mkdir()
-    pd.DataFrame({"image_id": list("abc"), "subject_id": [1, 2, 2], "source_hash": list("xxy")}).to_parquet(
-        folder / "ct/index.parquet"
-    )
+    image_index(list("abc"), [1, 2, 2], source_hash=list("xxy")).to_parquet(folder / "ct/index.parquet")
     assert findings(audit(folder))["1d"]["count"] == 1
 
 
@@ -221,13 +226,13 @@ def test_a_discharge_visible_before_its_time_fails(tmp_path, events):
     assert found["7b"]["count"] == found["13"]["count"] == N
 
 
-def test_an_event_after_death_warns(tmp_path, events):
+def test_an_event_after_death_fails(tmp_path, events):
     rows = [
         (s, t + HOUR, t + HOUR)
         for s, t in events.loc[events["code"] == "MEDS_DEATH", ["subject_id", "time"]].head(4).itertuples(index=False)
     ]
     found = findings(audit(write(tmp_path / "cohort", add(events, rows, "LAB//0"))))
-    assert (found["8"]["verdict"], found["8"]["count"]) == ("warn", 4)
+    assert (found["8"]["verdict"], found["8"]["count"]) == ("fail", 4)
 
 
 def test_a_death_at_midnight_is_a_date_and_lasts_the_day(tmp_path, events):
