@@ -27,6 +27,15 @@ def codes_in(path: Path) -> set[str]:
     return {code for code in found if re.fullmatch(r"[A-Z][A-Z0-9_]+", str(code))}
 
 
+def test_a_hint_that_names_a_setting_names_its_flag_too():
+    texts = [
+        node.value for path in ROOMS for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)
+    ]
+    hints = [str(text) for text in texts if re.search(r"(rescale|tilt|nifti_hu)=\w", str(text))]
+    assert len(hints) >= 6
+    assert [hint for hint in hints if not re.search("--(rescale|tilt|nifti-hu)", hint)] == []
+
+
 def test_every_code_of_the_ct_path_is_explained_and_nothing_else_is():
     used = set().union(*map(codes_in, ROOMS), _MEANINGS)
     lines = [line for line in (ROOT / "docs" / "codes.md").read_text().splitlines() if line.startswith("| `")]

@@ -35,7 +35,11 @@ def check_geometry(stack: Sequence[Slice], settings: Settings) -> tuple[list[Sli
     if not error <= _ORTHONORMAL:
         raise Refusal("CT_ORIENTATION_INVALID", f"direction cosines not orthonormal ({error:.3g})")
     if len(stack) < settings.min_slices:
-        raise Refusal("CT_TOO_FEW_SLICES", f"{len(stack)} slices, want >= {settings.min_slices}")
+        raise Refusal(
+            "CT_TOO_FEW_SLICES",
+            f"{len(stack)} slices, want >= {settings.min_slices}",
+            "Set min_slices (--min-slices) lower if so few are a volume to you",
+        )
     settings.check_size((len(stack), *stack[0].shape))
     order = np.argsort(heights_mm(stack), kind="stable")
     ordered = [stack[i] for i in order]
@@ -92,7 +96,11 @@ def _is_tilted(ordered: Sequence[Slice], tilt: str) -> bool:
         )
     if tilt == "refuse":
         degrees = float(np.degrees(np.arctan2(np.linalg.norm(even), np.median(steps))))
-        raise Refusal("CT_GANTRY_TILT", f"tilt {degrees:.1f} degrees", "Set tilt=resample to straighten such series")
+        raise Refusal(
+            "CT_GANTRY_TILT",
+            f"tilt {degrees:.1f} degrees",
+            "Straighten such series with tilt=resample (--tilt resample)",
+        )
     return True
 
 

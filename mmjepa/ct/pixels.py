@@ -70,7 +70,9 @@ class Opened:
         factors = part.rescale or rescale
         if factors is None:
             raise Refusal(
-                "CT_NO_RESCALE", "no rescale slope and intercept", "Set rescale=slope,intercept if you know them"
+                "CT_NO_RESCALE",
+                "no rescale slope and intercept",
+                "Set rescale=slope,intercept (--rescale SLOPE,INTERCEPT) if you know them",
             )
         padding = None if part.padding is None else (raw >= part.padding[0]) & (raw <= part.padding[1])
         self.padding_voxels += 0 if padding is None else int(np.count_nonzero(padding))

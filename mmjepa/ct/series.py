@@ -110,7 +110,7 @@ def _check_series(parts: Sequence[Slice]) -> None:
     if len(patients) > 1:
         raise Refusal("CT_SUBJECT_MIXED", f"series has {len(patients)} patient ids, want 1")
     if "" in patients:
-        raise Refusal("CT_SUBJECT_MISSING", "series has no patient id")
+        raise Refusal("CT_SUBJECT_MISSING", "series has no patient id", "Export it with PatientID")
     if any(part.sop_class in ENHANCED and part.frame is None for part in parts):
         raise Refusal(
             "CT_ENHANCED_UNSUPPORTED",
@@ -210,7 +210,7 @@ def _check_tags(stack: Sequence[Slice], settings: Settings) -> None:
         raise Refusal(
             "CT_NO_RESCALE",
             f"no rescale slope and intercept in {missing} slices",
-            "Set rescale=slope,intercept if you know them",
+            "Set rescale=slope,intercept (--rescale SLOPE,INTERCEPT) if you know them",
         )
     for syntax in sorted({part.syntax for part in stack}):
         check_decoder(syntax)
