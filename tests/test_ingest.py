@@ -156,6 +156,10 @@ def test_bad_arguments_are_refused(tmp_path):
         ingest(tmp_path / "nowhere", tmp_path / "cohort")
     with pytest.raises(Refusal, match="OUT_IN_SOURCE"):
         ingest(root, root / "cohort")
+    for rescale in ((float("nan"), 0.0), (1.0, float("inf")), (0.0, 1.0)):
+        with pytest.raises(Refusal, match="CT_SETTINGS"):
+            ingest_ct(niftis(tmp_path / f"scans{rescale}"), tmp_path / "none", rescale=rescale)
+    assert not (tmp_path / "none").exists()
     with pytest.raises(Refusal, match="WORKERS"):
         ingest(root, tmp_path / "cohort", workers=0)
 

@@ -44,6 +44,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.nifti_hu not in ("auto", "as-is", "csv"):
             raise Refusal("CT_SETTINGS", f"nifti_hu is {self.nifti_hu!r}", "Want auto, as-is or csv")
+        if self.rescale is not None and not (self.rescale[0] > 0 and all(map(math.isfinite, self.rescale))):
+            raise Refusal("CT_SETTINGS", f"rescale is {self.rescale}", "Want two finite numbers, the slope above 0")
         if self.form not in ("npy", "blosc2"):
             raise Refusal("CT_SETTINGS", f"form is {self.form!r}", "Want npy or blosc2")
         if self.tilt not in ("refuse", "resample"):
