@@ -92,12 +92,8 @@ class VolumeBatches:
             self.items.append((image, seen[image]))
             seen[image] += 1
         self.store, self.size, self.batch, self.seed = store, (x, y, z), batch, seed
-        self.windows, self.boxes, self.centres, self.transform = (
-            ranges_hu(windows),
-            boxes or {},
-            centres or {},
-            transform,
-        )
+        self.windows, self.transform = ranges_hu(windows), transform
+        self.boxes, self.centres = boxes or {}, centres or {}
         self._steps: dict[str, Triple] = {}  # how many voxels of a volume one of a crop is long
         wanted_mm = (spacing_mm,) * 3 if isinstance(spacing_mm, (int, float)) else spacing_mm
         for image in seen:
