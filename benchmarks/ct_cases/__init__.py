@@ -4,7 +4,7 @@ The first twenty (``TABLE``) are edits of any chest series; the others start fro
 ``a*.dcm``, ``b*.dcm`` are the slices that volume a, b must hold where it is accepted, ``n*.nii`` likewise; all else is in the way.
 """
 
-from . import folders, headers, nifti, voxels
+from . import folders, headers, hidden, nifti, voxels
 from .base import CASES, OPTIONS, real_series, stored, synthetic_series
 from .table import TABLE
 
@@ -14,6 +14,7 @@ __all__ = [
     "TABLE",
     "folders",
     "headers",
+    "hidden",
     "nifti",
     "real_series",
     "stored",

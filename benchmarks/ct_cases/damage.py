@@ -17,8 +17,10 @@ from .base import CASES, real_series, stored, synthetic_series
 DEPTH, HEADER_BYTES = 5, 1200
 SERIES = (
     "clean", "implicit_little_endian", "deflated", "run_length", "jpeg2000_without_class", "padding_signed",
-    "intercept_per_slice", "enhanced_whole", "nifti_clean", "nifti_gzip", "nifti_scaled",
+    "intercept_per_slice", "two_slices_missing", "steps_that_differ_a_little", "padding_among_values", "padding_like_metal_declared",
+    "rubbish_in_unused_bits", "fractional_slope", "interleaved_reconstructions", "enhanced_whole", "nifti_clean", "nifti_gzip", "nifti_scaled",
 )  # fmt: skip
+_DEEP = {"two_slices_missing", "interleaved_reconstructions"}
 Files = dict[str, bytes]
 
 
@@ -26,7 +28,8 @@ def bases(data: Path | None) -> list[tuple[str, Files]]:
     """The undamaged series by name, as file names and bytes."""
     found = []
     for name in SERIES:
-        found.append((name, _built(name, synthetic_series(depth=DEPTH + 3)[:DEPTH])))
+        depth = DEPTH + 3 if name in _DEEP else DEPTH
+        found.append((name, _built(name, synthetic_series(depth=DEPTH + 3)[:depth])))
     real = real_series(data)
     if real:
         for part in real[:DEPTH]:
@@ -38,7 +41,12 @@ def bases(data: Path | None) -> list[tuple[str, Files]]:
 def _built(name: str, slices: list[Any]) -> Files:
     with tempfile.TemporaryDirectory() as folder:
         CASES[name](Path(folder), slices)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        paths = sorted(Path(folder).iterdir())
+        slices = [path for path in paths if path.name.startswith("a_")]
+        order = iter(
+            generator(len(slices), "fuzz/order").permutation(len(slices))
+        )  # no name tells the place of a slice
+        return {slices[next(order)].name if path in slices else path.name: path.read_bytes() for path in paths}
 
 
 def damaged(files: Files, rng: np.random.Generator) -> tuple[str, Files]:

@@ -2,6 +2,7 @@
 
 import gzip
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ from mmjepa.files import read_json
 FLOOR_HU, CEILING_HU, WRAPPED_HU = -1024, 3071, 32767
 CT_CLASSES = {f"1.2.840.10008.5.1.4.1.1.2{kind}" for kind in ("", ".1", ".2")}
 Decoded = tuple[np.ndarray, np.ndarray]
+_STATED = ("kernel", "thickness", "image_type")
 
 
 def canonical(image: nib.Nifti1Image) -> Decoded:
     """HU as the contract stores them and the affine, axes closest to R, A, S."""
     closest = nib.as_closest_canonical(image)
-    values = closest.get_fdata()
-    values[values > WRAPPED_HU] = FLOOR_HU  # a negative padding value in unsigned voxels: the contract's rule 8
-    return np.rint(values.clip(FLOOR_HU, CEILING_HU)).astype(np.int16), np.asarray(closest.affine)
+    return as_stored(closest.get_fdata()), np.asarray(closest.affine)
+
+
+def as_stored(values: np.ndarray) -> np.ndarray:
+    """int16 HU by the contract's rule 8; above 32767 lies a negative padding value in unsigned voxels."""
+    return np.rint(np.where(values > WRAPPED_HU, FLOOR_HU, values).clip(FLOOR_HU, CEILING_HU)).astype(np.int16)
 
 
 def stored(out: Path) -> list[Decoded]:
@@ -41,16 +46,44 @@ def same(one: Decoded, other: Decoded, tolerance_mm: float = 1e-3) -> bool:
 class Plane:
     """One slice as its own header and bytes tell it."""
 
-    series: str
-    acquisition: str
     cosines: np.ndarray  # along a row, along a column
     position_mm: np.ndarray
-    spacing_mm: tuple[float, float]
-    hu: np.ndarray  # rows, columns
+    spacing_mm: tuple[float, float]  # between rows, between columns
+    hu: np.ndarray  # rows, columns; float64
+    series: str = ""
+    acquisition: str = ""
+    kernel: str = ""
+    thickness: str = ""
+    image_type: str = ""
+
+
+def in_place(volume: Decoded, planes: Sequence[Plane]) -> bool:
+    """Whether a volume holds every pixel of every plane, and no other, each within half a voxel of where the plane's own header
+    puts it. Needs neither order nor steps nor an affine of its own."""
+    hu, affine = volume
+    to_voxel, filled = np.linalg.inv(affine), 0
+    seen = np.zeros(hu.shape, dtype=bool)
+    for plane in planes:
+        rows, columns = np.indices(plane.hu.shape).reshape(2, -1)
+        lps = plane.position_mm[:, None] + plane.cosines[0][:, None] * columns * plane.spacing_mm[1]
+        lps = lps + plane.cosines[1][:, None] * rows * plane.spacing_mm[0]
+        places = to_voxel[:3, :3] @ (lps * np.array([[-1], [-1], [1]])) + to_voxel[:3, 3:]
+        nearest = np.rint(places).astype(int)
+        inside = (nearest >= 0) & (nearest < np.array(hu.shape)[:, None])
+        if np.abs(places - nearest).max() > 0.5 or not inside.all():
+            return False
+        if not np.array_equal(hu[tuple(nearest)], as_stored(plane.hu).ravel()):
+            return False
+        seen[tuple(nearest)] = True
+        filled += plane.hu.size
+    return bool(seen.all()) and filled == hu.size
 
 
 def planes(path: Path) -> list[Plane]:
-    """Every slice of a DICOM file that pydicom decodes; none where it fails, or where the contract wants the file skipped."""
+    """Every slice of a DICOM file that pydicom decodes; none where it fails, or where the contract wants the file skipped.
+
+    What pydicom reads here though it does not fit its header (cut streams, surplus rows) is not judged: the ingest may refuse more.
+    """
     try:
         data = pydicom.dcmread(path, force=True)
         if not getattr(data.file_meta, "TransferSyntaxUID", None):
@@ -81,7 +114,7 @@ def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Pla
         return data.get(name)
 
     slope, intercept = (get(f"Rescale{part}", "PixelValueTransformationSequence") for part in ("Slope", "Intercept"))
-    hu = raw.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    hu = raw.astype(np.float64) * float(slope) + float(intercept)
     if data.get("PixelPaddingValue") is not None:
         ends = [data.PixelPaddingValue, data.get("PixelPaddingRangeLimit") or data.PixelPaddingValue]
         wrap = 1 << data.BitsAllocated
@@ -96,6 +129,9 @@ def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Pla
         position_mm=np.array(get("ImagePositionPatient", "PlanePositionSequence"), dtype=float),
         spacing_mm=(float(rows), float(columns)),
         hu=hu,
+        kernel=str(get("ConvolutionKernel", "CTReconstructionSequence") or ""),
+        thickness=str(get("SliceThickness", "PixelMeasuresSequence") or ""),
+        image_type=str(list(data.get("ImageType") or [])[:3]),
     )
 
 
@@ -107,20 +143,42 @@ def _text(data: Dataset, name: str) -> str:
         return ""
 
 
-def decoded(source: Path) -> list[Decoded]:
-    """Every volume that the bytes in ``source`` could rightly give."""
-    found = []
-    stacks: dict[tuple, list[Plane]] = defaultdict(list)
+def decoded(source: Path) -> list[tuple[Decoded, list[Plane]]]:
+    """Every volume that the bytes in ``source`` could rightly give, with its slices; a NIfTI file has none."""
+    found: list[tuple[Decoded, list[Plane]]] = []
+    every = []
     for path in sorted(source.iterdir()):
-        for plane in planes(path):
-            key = (plane.series, tuple(plane.cosines.round(4).ravel() + 0.0), plane.spacing_mm, plane.hu.shape)
-            stacks[key].append(plane)
-            stacks[*key, plane.acquisition].append(plane)
+        every += planes(path)
         try:
-            found.append(canonical(nib.Nifti1Image.from_bytes(_unzipped(path))))
+            found.append((canonical(nib.Nifti1Image.from_bytes(_unzipped(path))), []))
         except Exception:  # DICOM, or damaged
             continue
-    return [_stacked(stack) for stack in stacks.values() if len(stack) > 1] + found
+    stacks: list[list[Plane]] = []
+    for plane in every:
+        for stack in stacks:
+            if _belongs(plane, stack):
+                stack.append(plane)
+                break
+        else:
+            stacks.append([plane])
+    for stack in list(stacks):
+        by_acquisition = defaultdict(list)
+        for plane in stack:
+            by_acquisition[plane.acquisition].append(plane)
+        stacks += list(by_acquisition.values())
+    return [(_stacked(stack), stack) for stack in stacks if len(stack) > 1] + found
+
+
+def _belongs(plane: Plane, stack: list[Plane]) -> bool:
+    """One series, geometry and reconstruction, as far as they are stated."""
+    first = stack[0]
+    stated = [(getattr(plane, name), {getattr(each, name) for each in stack} - {""}) for name in _STATED]
+    return (
+        (plane.series, plane.hu.shape) == (first.series, first.hu.shape)
+        and np.allclose(plane.cosines, first.cosines, rtol=0, atol=2e-4)
+        and np.allclose(plane.spacing_mm, first.spacing_mm, rtol=2e-4, atol=0)
+        and all(not own or not others or own in others for own, others in stated)
+    )
 
 
 def _unzipped(path: Path) -> bytes:

@@ -52,8 +52,8 @@ def spoiled(text: bytes, other: bytes, *which: int) -> Build:
     return build
 
 
-CASES["decimal_comma"] = spoiled(b"0.8\\0.8", b"0,8\\0,8")
-CASES["pixel_spacing_nan"] = spoiled(b"0.8\\0.8", b"nan\\0.8")
+CASES["decimal_comma"] = spoiled(b"0.8\\0.6", b"0,8\\0,6")
+CASES["pixel_spacing_nan"] = spoiled(b"0.8\\0.6", b"nan\\0.6")
 CASES["unknown_transfer_syntax"] = spoiled(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0")
 CASES["odd_length_field"] = lambda folder, slices: _odd(save(folder, slices))
 CASES["header_cut"] = lambda folder, slices: save(folder, slices)[3].write_bytes(bytes_of(slices[3])[:300])

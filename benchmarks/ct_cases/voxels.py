@@ -32,11 +32,11 @@ def _padded(slices: Slices, value: int) -> Slices:
 
 
 CASES["padding_wrapped_undeclared"] = lambda folder, slices: save(folder, _padded(slices, -2000))
-CASES["padding_wrapped_declared"] = lambda folder, slices: save(folder, _declared(_padded(slices, -2000), 63536))
-CASES["padding_like_metal_declared"] = lambda folder, slices: save(folder, _declared(_padded(slices, 4000), 4000))
+CASES["padding_wrapped_declared"] = lambda folder, slices: save(folder, declared(_padded(slices, -2000), 63536))
+CASES["padding_like_metal_declared"] = lambda folder, slices: save(folder, declared(_padded(slices, 4000), 4000))
 
 
-def _declared(slices: Slices, *ends: int) -> Slices:
+def declared(slices: Slices, *ends: int) -> Slices:
     """PixelPaddingValue and, given a second value, PixelPaddingRangeLimit."""
     for part in slices:
         for tag, end in zip((0x00280120, 0x00280121), ends, strict=False):
@@ -48,7 +48,7 @@ def _declared(slices: Slices, *ends: int) -> Slices:
 def padding_range(folder: Path, slices: Slices) -> None:
     for k, part in enumerate(slices):
         _padded([part], 4000 + k)
-    save(folder, _declared(slices, 4000, 4095))
+    save(folder, declared(slices, 4000, 4095))
 
 
 @case
@@ -58,7 +58,7 @@ def padding_signed(folder: Path, slices: Slices) -> None:
         raw[:3] = -2000
         part.PixelRepresentation, part.RescaleIntercept = 1, 0
         stored(part, raw)
-    save(folder, _declared(slices, -2000))
+    save(folder, declared(slices, -2000))
 
 
 def packed(syntax: UID) -> Build:

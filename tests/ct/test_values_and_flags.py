@@ -41,8 +41,10 @@ def test_stored_values_of_32_bits_keep_every_hu(series_of, save, ingest, tmp_pat
 
 
 def test_a_fractional_slope_is_applied_in_double_precision(series_of, save, ingest, tmp_path):
-    raw = np.random.default_rng(0).integers(2000, 5000, (5, 7)) * 10 + 5
-    slope, intercept = 0.1, -2000.05
+    slope, intercept = 0.07, -2099.95
+    raw = np.arange(20000, 60000)
+    single = raw.astype("f4") * np.float32(slope) + np.float32(intercept)
+    raw = raw[np.rint(single) != np.rint(raw * slope + intercept)][:35].reshape(5, 7)  # single precision is a unit off
     save(tmp_path / "source", put(series_of(RescaleSlope=slope, RescaleIntercept=intercept), raw, "<u2"))
     assert ingest()["accepted"] == 1
     store = VolumeStore(tmp_path / "out")
