@@ -17,7 +17,7 @@ from mmjepa.ehr.tokens import JointTokens, TokensConfig
 
 
 def run(options: Options) -> Iterator[dict[str, Any]]:
-    subjects = 30 if options.small else 1_000
+    subjects = 10 if options.small else 1_000
     rng = np.random.default_rng(0)
     root = write_world(options.scratch / "equality", rng.integers(1, 60, subjects), extras=True)
     store = EventStore.build(root, options.scratch / "equality_store")

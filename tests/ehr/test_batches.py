@@ -91,13 +91,13 @@ def test_every_field_equals_the_slow_reading_for_every_flag(made, slow, timed):
     rows = 0
     for number, config in enumerate(slow.every_config(length=12)):
         batches.config = config
-        some = items[number % 9 :: 9]  # every subject under many flags, every flag with many subjects
+        some = items[number % 13 :: 13]  # every subject under many flags, every flag with many subjects
         assert slow.mismatches(batches, reference, some, epoch=number % 3) == 0, config
         rows += len(some)
-    assert rows > 3000
+    assert rows > 2000
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from(["end", "start", "random"]), st.integers(-40, 250))
 def test_a_window_of_any_length_at_any_time_equals_the_slow_reading(slow, seed, length, window, hour):
     with tempfile.TemporaryDirectory() as folder:

@@ -63,7 +63,7 @@ def world(subjects, code_of, seed=0):
     return pd.DataFrame(rows, columns=["subject_id", "time", "available", "code", "value"])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.permutations(range(-2, 6)))
 def test_as_of_equals_brute_force_for_any_sharding_and_subject_order(seed, shards, subjects):
     frame = world(subjects, lambda _, kind: f"C//{kind}", seed)
