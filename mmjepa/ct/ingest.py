@@ -84,7 +84,9 @@ def _ingest(
             write_manifest(manifest, ct)
         seen = ", ".join(f"{n} {code}" for code, n in manifest["skipped"].items())
         raise Refusal(
-            "CT_EMPTY", f"no CT image among {scanned.files} files in {source}" + (f" ({seen})" if seen else "")
+            "CT_EMPTY",
+            f"no CT image among {scanned.files} files in {source}" + (f" ({seen})" if seen else ""),
+            "Name the folder that holds DICOM or NIfTI files of CT",
         )
     write_index(rows, ct / "index.parquet")
     write_manifest(manifest, ct)
