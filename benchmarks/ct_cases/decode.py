@@ -2,7 +2,7 @@
 
 import gzip
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,30 @@ def _plane(data: Dataset, shared: Dataset, own: Dataset, raw: np.ndarray) -> Pla
         position_mm=np.array(get("ImagePositionPatient", "PlanePositionSequence"), dtype=float),
         spacing_mm=(float(rows), float(columns)),
         hu=hu,
-        kernel=str(get("ConvolutionKernel", "CTReconstructionSequence") or ""),
-        thickness=str(get("SliceThickness", "PixelMeasuresSequence") or ""),
-        image_type=str(list(data.get("ImageType") or [])[:3]),
+        **_reconstruction(get),
     )
+
+
+def _reconstruction(get: Callable[[str, str], Any]) -> dict[str, str]:
+    """What a header states about how a slice was made; what cannot be parsed is not stated."""
+    found = {}
+    for name, tag, group in (
+        ("kernel", "ConvolutionKernel", "CTReconstructionSequence"),
+        ("thickness", "SliceThickness", "PixelMeasuresSequence"),
+        ("image_type", "ImageType", ""),
+    ):
+        try:
+            value = get(tag, group)
+            if name == "thickness":
+                found[name] = str(float(value)) if np.isfinite(float(value)) else ""
+            else:
+                parts = [value] if isinstance(value, str) else list(value or [])
+                found[name] = " ".join(
+                    str(part).strip().upper() for part in parts[: 3 if name == "image_type" else None]
+                )
+        except Exception:
+            found[name] = ""
+    return found
 
 
 def _text(data: Dataset, name: str) -> str:
@@ -153,14 +173,7 @@ def decoded(source: Path) -> list[tuple[Decoded, list[Plane]]]:
             found.append((canonical(nib.Nifti1Image.from_bytes(_unzipped(path))), []))
         except Exception:  # DICOM, or damaged
             continue
-    stacks: list[list[Plane]] = []
-    for plane in every:
-        for stack in stacks:
-            if _belongs(plane, stack):
-                stack.append(plane)
-                break
-        else:
-            stacks.append([plane])
+    stacks = _stacks(every, _STATED) + _stacks(every, ())  # what is not stated joins the others, or stands alone
     for stack in list(stacks):
         by_acquisition = defaultdict(list)
         for plane in stack:
@@ -169,15 +182,33 @@ def decoded(source: Path) -> list[tuple[Decoded, list[Plane]]]:
     return [(_stacked(stack), stack) for stack in stacks if len(stack) > 1] + found
 
 
-def _belongs(plane: Plane, stack: list[Plane]) -> bool:
-    """One series, geometry and reconstruction, as far as they are stated."""
+def _stacks(every: Sequence[Plane], optional: Sequence[str]) -> list[list[Plane]]:
+    stacks: list[list[Plane]] = []
+    for plane in every:
+        for stack in stacks:
+            if _belongs(plane, stack, optional):
+                stack.append(plane)
+                break
+        else:
+            stacks.append([plane])
+    return stacks
+
+
+def _belongs(plane: Plane, stack: list[Plane], optional: Sequence[str]) -> bool:
+    """One series, geometry and reconstruction; of the latter, what is ``optional`` need not be stated."""
     first = stack[0]
-    stated = [(getattr(plane, name), {getattr(each, name) for each in stack} - {""}) for name in _STATED]
+    stated = [
+        (getattr(plane, name), {getattr(each, name) for each in stack} - ({""} if name in optional else set()))
+        for name in _STATED
+    ]
     return (
         (plane.series, plane.hu.shape) == (first.series, first.hu.shape)
         and np.allclose(plane.cosines, first.cosines, rtol=0, atol=2e-4)
         and np.allclose(plane.spacing_mm, first.spacing_mm, rtol=2e-4, atol=0)
-        and all(not own or not others or own in others for own, others in stated)
+        and all(
+            own in others or (name in optional and not (own and others))
+            for name, (own, others) in zip(_STATED, stated, strict=True)
+        )
     )
 
 
