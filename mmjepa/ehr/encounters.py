@@ -127,8 +127,9 @@ class EncounterForm:
 
     def of(self, store: EventStore, subject_id: int, t_us: int = NEVER) -> list[Encounter]:
         """The first ``max_encounters`` of a subject that ended alive by ``t_us`` (int64 us, included) as known then."""
-        known = [visit for visit in self.admissions(store, subject_id, t_us) if visit.discharge_us <= t_us]
-        return [visit for visit in known if visit.discharge_us < NEVER and visit.alive][: self.config.max_encounters]
+        ended = min(t_us, NEVER - 1)
+        known = [visit for visit in self.admissions(store, subject_id, t_us) if visit.discharge_us <= ended]
+        return [visit for visit in known if visit.alive][: self.config.max_encounters]
 
     def admissions(self, store: EventStore, subject_id: int, t_us: int = NEVER) -> list[Encounter]:
         """All hospital stays as known at ``t_us``: also those that last, or ended in death. For labels."""

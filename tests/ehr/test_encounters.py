@@ -78,6 +78,8 @@ def test_an_encounter_is_known_only_when_it_has_ended(make_store):
     store = make_store([*stay(1, 0, 3, ["I10"]), *stay(1, 10, 12, ["J18"])])
     form = form_of(store)
     assert [len(form.of(store, 1, int(hour * HOUR_US))) for hour in (71.9, 72, 11 * DAY, 12 * DAY)] == [0, 1, 1, 2]
+    planned = [(*row[:4], 0.0, -1) for row in stay(1, 0, 3)]
+    assert form.of(make_store(planned), 1, 5 * HOUR_US) == []
 
 
 def test_stays_without_end_and_those_that_ended_in_death_are_no_encounters(make_store):
@@ -92,11 +94,12 @@ def test_stays_without_end_and_those_that_ended_in_death_are_no_encounters(make_
 
 def test_drugs_at_admission_are_those_running_then(make_store):
     rows = [*stay(1, 10, 12), *stay(1, 20, 22)]
-    starts = {"Before": (9, 11), "Ended": (8, 9.5), "Inside": (10.5, 11), "Both": (9.9, 30)}
+    starts = {"Before": (8.5, 11), "Ended": (8, 9.5), "Inside": (10.5, 11), "Both": (9.9, 30)}
     for drug, (start, stop) in starts.items():
         rows += [(1, start * DAY, f"MEDICATION//START//{drug}"), (1, stop * DAY, f"MEDICATION//STOP//{drug}")]
+    rows += [(1, 9.5 * DAY, "MEDICATION//START//Open"), (1, 8 * DAY, "MEDICATION//START//Old")]
     store = make_store(rows)
-    assert form_of(store, drugs_when="admission").of(store, 1)[0].drugs == ("before", "both")
+    assert form_of(store, drugs_when="admission").of(store, 1)[0].drugs == ("before", "both", "open")
     assert form_of(store).of(store, 1)[0].drugs == ("inside",)
 
 

@@ -1,0 +1,33 @@
+"""The forms of some hours side by side: the rows of these hours, no id, no date, nothing from later."""
+
+import json
+
+import pytest
+
+from mmjepa.ehr.show import print_forms, show_forms
+from mmjepa.refusal import Refusal
+
+
+def test_raw_rows_and_all_forms_of_the_hours_are_shown(icu_cohort, capsys):
+    found = show_forms(icu_cohort, 3, hours=(2, 5))
+    rows = [(2.2, "INFUSION_START//NOREPI"), (2.5, "LAB//HR//bpm"), (3.5, "LAB//HR//bpm"), (3.7, "LAB//MAP//mmHg")]
+    assert [(row[0], row[2]) for row in found["rows"]] == [*rows, (4.5, "LAB//HR//bpm"), (4.5, "INFUSION_END//NOREPI")]
+    assert [text.split(" |")[0] for text in found["hourly"]["state"]] == ["t=2h", "t=3h", "t=4h"]
+    assert len(found["hourly"]["action"]) == 3
+    assert "LAB//HR (bpm): " in found["daily"]
+    assert [row[1] for row in found["tokens"]][-6:] == [row[2] for row in found["rows"]]
+    assert found["encounters"] == []
+    json.dumps(found, allow_nan=False)
+    print_forms(found)
+    said = capsys.readouterr().err
+    assert said.count("== ") == 5
+    assert "1970" not in said
+
+
+def test_a_stay_or_hours_that_are_not_there_are_refused(icu_cohort):
+    with pytest.raises(Refusal, match=r"STAY_UNKNOWN.*kept: 0"):
+        show_forms(icu_cohort, 3, stay=1)
+    with pytest.raises(Refusal, match="HOURS_OUTSIDE"):
+        show_forms(icu_cohort, 3, hours=(2, 500))
+    with pytest.raises(Refusal, match="SUBJECT_UNKNOWN"):
+        show_forms(icu_cohort, 99)
