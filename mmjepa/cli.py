@@ -117,6 +117,25 @@ def _data_verbs(verbs: Any) -> None:
     audit.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
     audit.add_argument("--labels", nargs="+", metavar="TASK", help="tasks under COHORT/labels (default: all of them)")
 
+    forms = _verb(
+        verbs,
+        "forms",
+        _forms,
+        "print some hours of one ICU stay in all four text and token forms beside the raw rows",
+        "For checking by eye that the forms say what the records say. What is printed is the record of a person: no id "
+        "and no date, but every code and value of these hours. Forms are fitted on the training split.",
+        "mmjepa forms cohort --subject 7 --stay 0 --hours 0:6",
+        "the raw rows, hourly text, daily text, joint tokens and ended encounters",
+        show=_show_forms,
+    )
+    forms.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
+    forms.add_argument("--subject", type=int, required=True, help="whose record")
+    forms.add_argument("--stay", type=int, default=0, help="which ICU stay, from 0 (default 0)")
+    forms.add_argument(
+        "--hours", type=_hours, default=(0, 6), metavar="A:B", help="from hour A to before hour B of it (default 0:6)"
+    )
+    forms.add_argument("--names", type=Path, help="csv of code, name, unit: readable names of codes")
+
     _verb(
         verbs,
         "doctor",
@@ -275,6 +294,24 @@ def _audit(options: argparse.Namespace) -> Result:
 
     result = audit(options.cohort, options.labels)
     return result, int(result["verdict"] == "fail")
+
+
+def _hours(text: str) -> tuple[int, int]:
+    first, last = map(int, text.split(":"))
+    return first, last
+
+
+def _forms(options: argparse.Namespace) -> Result:
+    from mmjepa.ehr.show import show_forms
+
+    where = {"stay": options.stay, "hours": options.hours, "names": options.names}
+    return show_forms(options.cohort, options.subject, **where)
+
+
+def _show_forms(result: Mapping[str, Any]) -> None:
+    from mmjepa.ehr.show import print_forms
+
+    print_forms(result)
 
 
 def _doctor(options: argparse.Namespace) -> Result:

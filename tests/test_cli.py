@@ -14,7 +14,7 @@ from mmjepa import audit as audit_room
 from mmjepa import cli, console
 from mmjepa.refusal import Refusal
 
-VERBS = ("ingest", "audit", "pretrain", "embed", "evaluate", "rollout", "plan", "doctor")
+VERBS = ("ingest", "audit", "forms", "pretrain", "embed", "evaluate", "rollout", "plan", "doctor")
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from mmjepa import cli
 from mmjepa.ehr.show import print_forms, show_forms
 from mmjepa.refusal import Refusal
 
@@ -22,6 +23,14 @@ def test_raw_rows_and_all_forms_of_the_hours_are_shown(icu_cohort, capsys):
     said = capsys.readouterr().err
     assert said.count("== ") == 5
     assert "1970" not in said
+
+
+def test_the_verb_prints_them_and_gives_one_json_object_when_asked(icu_cohort, capsys):
+    assert cli.main(["forms", str(icu_cohort), "--subject", "3", "--hours", "1:4"]) == 0
+    assert capsys.readouterr().err.count("== ") == 5
+    assert cli.main(["forms", str(icu_cohort), "--subject", "3", "--hours", "1:4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["hours"] == [1, 4]
+    assert cli.main(["forms", str(icu_cohort), "--subject", "3", "--hours", "1-4"]) == 2
 
 
 def test_a_stay_or_hours_that_are_not_there_are_refused(icu_cohort):
