@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mmjepa.cohort import Cohort, read_labels, task_names
+from mmjepa.ct.boxes import write_boxes
 from mmjepa.ct.explain import files_of
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.ct.manifest import UNPAIRED
@@ -47,7 +48,7 @@ def ingest(
 ) -> dict[str, Any]:
     """Make the cohort ``out``, or go on with it: what is there and unchanged is not read again.
 
-    source: a folder with ``ehr/`` and/or ``images/`` (and ``labels/``, ``identity/``), a bare MEDS root, or a tree of images.
+    source: a folder with ``ehr/`` and/or ``images/`` (and ``labels/``, ``identity/``, ``boxes/``: ``mmjepa.ct.boxes``), a bare MEDS root, or a tree of images.
     ehr, ct, crosswalk, salt: the parts by name, before those of ``source``. workers: processes that read images.
     settings: of the images, see ``mmjepa.ct.volume.Settings`` (min_slices, rescale, tilt, ...).
     Without a crosswalk the images' subjects are hashes of the patients, cannot be paired with records, and their dates are moved
@@ -127,15 +128,21 @@ def explain(
 def _images(
     images: Path, found: Source, out: Path, notes: list[str], *, workers: int, **settings: Any
 ) -> dict[str, Any]:
-    """The manifest. A run that is refused as a whole before any volume was written leaves nothing behind."""
+    """The manifest, with a count of the boxes that lie beside the images. A run that is refused as a whole before any volume was
+    written leaves nothing behind."""
     made = [path for path in (out, out / "ct", _salt_beside(out), found.salt) if path and not path.exists()]
     try:
-        return ingest_images(images, out, crosswalk=_identity(found, out, notes), workers=workers, **settings)
+        people = _identity(found, out, notes)
+        manifest = ingest_images(images, out, crosswalk=people, workers=workers, **settings)
     except Refusal as refusal:
         if refusal.code != "INGEST_RUNNING" and not any((out / "ct" / "volumes").glob("*")):
             for path in made:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         raise
+    boxes = images.with_name("boxes")
+    if images.name == "images" and manifest["accepted"] and any(boxes.rglob("*.xml")):
+        manifest["boxes"] = write_boxes(boxes, images, out, people)
+    return manifest
 
 
 def _counts(manifest: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 
 from mmjepa import cli
 from mmjepa import ingest as room
 from mmjepa.cohort import Cohort
+from mmjepa.ct.store import VolumeStore
 from mmjepa.ingest import ingest, ingest_ct
 from mmjepa.refusal import Refusal
+from synthetic import generate
 
 T, DAY = pd.Timestamp("2150-01-01"), pd.Timedelta(days=1)
 
@@ -304,3 +307,20 @@ def test_a_real_chest_ct_is_ingested_from_the_command_line(data_folder, tmp_path
         assert volume["shape"] == [512, 512, 30]
         assert volume["spacing_mm"] == pytest.approx([0.646484375, 0.646484375, 8.0])
         assert volume["hu_range"][0] == -1024 < volume["hu_range"][1] <= 3071
+
+
+def test_boxes_beside_the_images_of_a_source_lie_beside_the_volumes_of_the_cohort(tmp_path):
+    generate(tmp_path / "source", patients=2, image_format="dicom")
+    (tmp_path / "source" / "boxes").mkdir()
+    path = sorted((tmp_path / "source" / "images").rglob("*.dcm"))[3]
+    uid = pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID
+    box = "<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>15</xmax><ymax>15</ymax></bndbox>"
+    (tmp_path / "source" / "boxes" / f"{uid}.xml").write_text(
+        f"<annotation><size><width>32</width><height>32</height></size><object><name>A</name>{box}</object></annotation>"
+    )
+    (tmp_path / "source" / "boxes" / "bad.xml").write_text("")
+    result = ingest(tmp_path / "source", tmp_path / "cohort")
+    assert result["ct"]["boxes"] == {"boxes": 1, "images": 1, "refused": {"BOX_UNREADABLE": 1}}
+    store = VolumeStore(tmp_path / "cohort")
+    ((box,),) = (boxes for image in store.index["image_id"] if (boxes := store.boxes(image)))
+    assert (box.label, box.high[0] - box.low[0], box.high[2] - box.low[2]) == ("A", 6, 1)
