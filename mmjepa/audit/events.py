@@ -121,6 +121,20 @@ class Events:
         deaths = self.recorded_deaths_us
         return np.where((deaths != NEVER) & (deaths % DAY_US == 0), deaths + DAY_US - 1_000_000, deaths)
 
+    @cached_property
+    def first_us(self) -> np.ndarray:
+        """[S] int64: when the first event of each subject became known; ``NEVER`` where there is none."""
+        first = np.full(len(self.subjects), NEVER)
+        np.minimum.at(first, self.subject, self.available_us)
+        return first
+
+    @cached_property
+    def last_us(self) -> np.ndarray:
+        """[S] int64: when the last event of each subject became known; -``NEVER`` where there is none."""
+        last = np.full(len(self.subjects), -NEVER)
+        np.maximum.at(last, self.subject, self.available_us)
+        return last
+
     def first_seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(subject, code, first available time) of each pair that occurs, sorted by (code, subject)."""
         order = np.lexsort((self.available_us, self.subject, self.codes))

@@ -40,7 +40,7 @@ def only_later_images(task: Task, index: pd.DataFrame) -> Finding:
     name = "only later images"
     taken = index.dropna(subset=["time"])
     first = pd.Series(to_us(taken["time"]), index=taken["subject_id"].to_numpy()).groupby(level=0).min()
-    first_us = first.reindex(task.subject_id).fillna(NEVER).to_numpy(np.int64)
+    first_us = first.reindex(task.subject_id, fill_value=NEVER).to_numpy(np.int64)
     count = int(((first_us != NEVER) & (first_us > task.t_us)).sum())
     sentence = f"{count} prediction times lie before the first image of their subject"
     advice = "Pair images as of the prediction time: nearest in time would show the future"

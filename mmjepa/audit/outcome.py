@@ -82,24 +82,28 @@ def window_reads_the_past(outcome: Outcome | None) -> list[Finding]:
 
 
 def left_out_by_outcome(events: Events, task: Task, outcome: Outcome | None) -> Finding:
-    """Check 11: subjects with the event that prediction times follow, yet without a label: are they chosen by the outcome?"""
+    """Check 11: subjects with the event that prediction times follow, yet without a label: are they chosen by the outcome?
+
+    Asked are those whose record reaches to the time at which they would have been labelled, unless a code known by then sets
+    them apart from all who are labelled. Fails where none of them, or all,
+    have the outcome afterwards though the share among the labelled says otherwise; warns where the shares merely differ.
+    """
     name = "cohort filtered on the outcome"
     anchor = None if outcome is None else _anchor(events, outcome.rows)
     if outcome is None or anchor is None:
         why = "no code marks the prediction times" if outcome is not None else "no single code tells the label"
         return not_applicable("11", name, f"{why}; declare the cohort's flow in task.json")
     code, offset_us = anchor
-    at = np.full(len(events.subjects), -NEVER)
-    marks = events.codes == code
-    np.maximum.at(at, events.subject[marks], events.times_us[marks] + offset_us)
+    at = _would_be_asked(events, outcome.rows, code, offset_us)
     without = np.setdiff1d(np.flatnonzero(at != -NEVER), task.subject)
+    without = without[~_set_apart(events, without, at, outcome.rows, offset_us)]
     ahead, _ = _distances(events, Rows(without, at[without], np.zeros(len(without))), outcome.codes)
     sick = int((ahead <= outcome.reach_us).sum())
     positive, negative = outcome.rows.class_sizes()
     p = fisher_exact([[sick, len(without) - sick], [positive, negative]]).pvalue if len(without) else 1.0
     sentence = (
-        f"{len(without)} subjects have {events.vocabulary[code]} and no label; {sick} of them have {outcome.code} afterwards, "
-        f"of those labelled {positive} of {positive + negative} (p {p:.1g})"
+        f"{len(without)} subjects reach {_later(offset_us)}{events.vocabulary[code]} and have no label; {sick} of them have "
+        f"{outcome.code} afterwards, of those labelled {positive} of {positive + negative} (p {p:.1g})"
     )
     one_sided = sick in (0, len(without))
     fires = len(without) if p < SIGNIFICANT else 0
@@ -150,6 +154,51 @@ def _youden(distance: np.ndarray, y: np.ndarray) -> tuple[float, int]:
 
 def _shifted(t_us: np.ndarray, distance: np.ndarray, sign: int) -> np.ndarray:
     return np.where(distance == NEVER, NEVER, t_us + sign * np.where(distance == NEVER, 0, distance))
+
+
+def _would_be_asked(events: Events, rows: Rows, code: int, offset_us: int) -> np.ndarray:
+    """[S] int64 us: when a subject would have been asked by the rule that the labelled follow; -``NEVER``: could not be.
+
+    The record must reach to that time, and the subject be alive.
+    """
+    at = np.full(len(events.subjects), -NEVER)
+    marks = events.codes == code
+    np.maximum.at(at, events.subject[marks], events.times_us[marks] + offset_us)
+    last = np.full(len(events.subjects), -NEVER)
+    np.maximum.at(last, events.subject, events.times_us)
+    return np.where((at <= last) & (at <= events.deaths_us), at, -NEVER)
+
+
+def _set_apart(events: Events, without: np.ndarray, at: np.ndarray, rows: Rows, offset_us: int) -> np.ndarray:
+    """Which of ``without`` a code known at their time sets apart: many of them have it and nobody labelled has.
+
+    Such a code (they had left the unit, say) is an honest reason not to be asked. Looked at are all codes known by then, and
+    those since the event that prediction times follow.
+    """
+    asked = np.full(len(at), -NEVER)
+    np.maximum.at(asked, rows.subject, rows.t_us)
+    asked[without] = at[without]
+    left_out = np.zeros(len(at), bool)
+    left_out[without] = True
+    apart = np.zeros(len(at), bool)
+    known = events.available_us <= asked[events.subject]
+    for seen in (known, known & (events.times_us >= asked[events.subject] - offset_us)):
+        subject, code = np.unique(np.stack([events.subject[seen], events.codes[seen]]), axis=1)
+        theirs, others = (
+            np.bincount(code[left_out[subject] == side], minlength=len(events.vocabulary)) for side in (1, 0)
+        )
+        people = len(np.unique(rows.subject))
+        telling = [
+            c
+            for c in np.flatnonzero((theirs > 0) & (others == 0))
+            if fisher_exact([[theirs[c], len(without) - theirs[c]], [0, people]]).pvalue < SIGNIFICANT
+        ]
+        apart[subject[np.isin(code, telling) & left_out[subject]]] = True
+    return apart[without]
+
+
+def _later(offset_us: int) -> str:
+    return f"{offset_us / DAY_US:.2g} days after " if offset_us else ""
 
 
 def _repeated(outcome: Outcome) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mmjepa.audit import declared, fitted, images, jumps, labels, outcome, record, scores
+from mmjepa.audit import canary, declared, fitted, images, jumps, labels, outcome, record, scores
 from mmjepa.audit.events import Events
 from mmjepa.audit.finding import Finding, not_applicable, worst
 from mmjepa.audit.scan import scan
@@ -29,13 +29,13 @@ def audit(
     *,
     scores_file: Path | str | None = None,
     oracle_file: Path | str | None = None,
-    tokens_file: Path | str | None = None,
+    run: Path | str | None = None,
 ) -> dict[str, Any]:
     """Look for what would leak the answer into a cohort and its labels.
 
     cohort: a cohort folder or a bare MEDS root. tasks: names under its ``labels/``; all of them when None. scores_file: a tuned
-    model's score table of one task. oracle_file: the best scores possible, where the world is synthetic. tokens_file: a
-    vocabulary fitted on this cohort.
+    model's score table of one task. oracle_file: the best scores possible, where the world is synthetic. run: a trained run
+    folder, whose embeddings and fitted vocabulary are looked at too.
     Returns verdict (``pass``, ``warn``, ``fail``), counts of the findings by verdict, the tasks, and the findings, each with
     check, name, verdict, count, sentence, advice, task. Raises the Refusals of opening the cohort and of its labels, and
     SCORES_TABLE.
@@ -51,8 +51,7 @@ def audit(
         findings.append(not_applicable("2-16", "all other checks", "the records cannot be read until this is mended"))
     else:
         findings += _of_record(opened, events := Events.of(opened.events()))
-        if tokens_file is not None:
-            findings.append(fitted.fitted_vocabulary(opened.events(), Path(tokens_file)))
+        findings += _of_run(opened, names, run)
         findings.append(_against_oracle(given))
         for name in names:
             findings += [replace(finding, task=name) for finding in _of_task(opened, name, events, given)]
@@ -82,6 +81,14 @@ def _of_record(cohort: Cohort, events: Events) -> list[Finding]:
         findings.append(images.placed_by_a_later_image(volumes))
     findings.append(fitted.fitted_statistics(store, cohort.meds_root / "metadata" / "codes.parquet"))
     return findings + jumps.jumps(events, store)
+
+
+def _of_run(cohort: Cohort, tasks: Sequence[str], run: Path | str | None) -> list[Finding]:
+    if run is None:
+        return [not_applicable("2-3", "prefix invariance and future swap", "no run was given")]
+    tokens = Path(run) / "model" / "tokens.json"
+    findings = canary.canaries(canary.table_of_run(run), cohort, cohort.labels(tasks[0]) if tasks else None)
+    return findings + ([fitted.fitted_vocabulary(cohort.events(), tokens)] if tokens.is_file() else [])
 
 
 def _of_task(cohort: Cohort, name: str, events: Events, given: Given) -> list[Finding]:
