@@ -90,6 +90,8 @@ def planes(path: Path) -> list[Plane]:
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         if not _is_ct(data):
             return []
+        if data.file_meta.TransferSyntaxUID in pydicom.uid.JPEG2000TransferSyntaxes:
+            data.pixel_array_options(decoding_plugin="pylibjpeg")  # GDCM dies of some damaged streams
         raw = data.pixel_array
         frames = raw if raw.ndim == 3 else raw[None]
         per_frame = data.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * len(frames)
@@ -102,7 +104,7 @@ def planes(path: Path) -> list[Plane]:
 def _is_ct(data: pydicom.FileDataset) -> bool:
     """Rules 2 and 3 of the contract; what they leave out, the manifest must count."""
     sop_class = _text(data, "SOPClassUID") or data.file_meta.get("MediaStorageSOPClassUID")
-    scout = "LOCALIZER" in list(data.get("ImageType") or [])[2:3]
+    scout = _text(data, "ImageType").replace("'", "").strip("[]").split(", ")[2:3] == ["LOCALIZER"]
     return sop_class in CT_CLASSES and _text(data, "Modality") in ("CT", "") and not scout
 
 

@@ -13,7 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import UID, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ImplicitVRLittleEndian, JPEG2000TransferSyntaxes, RLELossless
 
 from mmjepa.ct.dicom import Slice, quiet
 from mmjepa.ct.elements import inflated
@@ -31,6 +31,13 @@ def check_decoder(syntax: str) -> None:
     if not available:
         name = uid.name if uid.is_transfer_syntax and not uid.is_private else "an unknown transfer syntax"
         raise Refusal("CT_DECODER_MISSING", f"no decoder for {name}", "Install the extra mmjepa[dicom]")
+
+
+def _plugin(syntax: str) -> str:
+    """The decoder to use, empty where any will do: GDCM dies of some damaged JPEG 2000 streams, OpenJPEG refuses them."""
+    if syntax not in JPEG2000TransferSyntaxes:
+        return ""
+    return "pylibjpeg" if "pylibjpeg" in get_decoder(UID(syntax)).available_plugins else ""
 
 
 class Opened:
@@ -92,7 +99,7 @@ class Opened:
                     self._data = self._parsed(part)
                     if _has_surplus(self._data):
                         raise _corrupt(place)
-                raw = pixel_array(self._data, index=part.frame)
+                raw = pixel_array(self._data, index=part.frame, decoding_plugin=_plugin(part.syntax))
         except MemoryError:
             raise
         except Exception:  # every decoder has errors of its own; or the file changed since its header was read

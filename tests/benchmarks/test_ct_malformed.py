@@ -66,3 +66,20 @@ def test_a_crash_or_a_death_of_the_ingest_is_a_row_that_is_not_as_expected(bench
     assert shown.endswith('{"cases": 1, "as_expected": 0}\n')
     monkeypatch.setattr(bench, "ingest_images", lambda *arguments, **options: bench.os.kill(bench.os.getpid(), 9))
     assert bench.judged("clean", None) == ["(the process died)"]
+
+
+def test_a_slice_at_another_place_than_its_header_says_is_seen_however_the_affine_was_made(bench):
+    hu = np.random.default_rng(0).integers(-1000, 400, (4, 3, 5)).astype(np.int16)  # X, Y, Z
+    affine = np.diag([-0.6, -0.8, 1.0, 1.0])
+    planes = [
+        bench.Plane(
+            np.array([[1.0, 0, 0], [0, 1, 0]]), np.array([0, 0, float(k)]), (0.8, 0.6), hu[:, :, k].T.astype(float)
+        )
+        for k in range(5)
+    ]
+    assert bench.in_place((hu, affine), planes[::-1])
+    assert not bench.in_place((hu, affine), planes[:-1])
+    planes[3].position_mm[2] += 0.6
+    assert not bench.in_place((hu, affine), planes)
+    planes[3].position_mm[:] = 0, 0.45, 3
+    assert not bench.in_place((hu, affine), planes)

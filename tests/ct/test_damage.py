@@ -6,8 +6,9 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
+from mmjepa.ct import pixels
 from mmjepa.ct.pixels import _unpacks_to
 
 
@@ -119,3 +120,22 @@ def test_a_file_far_larger_than_its_header_announces_is_refused_unread(series_of
     os.truncate(path, 3 << 30)
     manifest = ingest()
     assert (manifest["accepted"], manifest["refused"]) == (0, {"CT_OUT_OF_LIMITS": 1})
+
+
+def test_jpeg_2000_is_not_left_to_a_decoder_that_dies_of_damaged_streams(
+    series_of, save, ingest, tmp_path, monkeypatch
+):
+    pytest.importorskip("openjpeg")
+    slices = series_of(Rows=64, Columns=64, PixelData=(np.arange(64 * 64, dtype="<u2") % 3000).tobytes())
+    for part in slices:
+        part.compress(JPEG2000Lossless, generate_instance_uid=False)
+    save(tmp_path / "source", slices)
+    plugins, honest = set(), pixels.pixel_array
+
+    def seen(data, **options):
+        plugins.add(options["decoding_plugin"])
+        return honest(data, **options)
+
+    monkeypatch.setattr(pixels, "pixel_array", seen)
+    assert ingest()["accepted"] == 1
+    assert plugins == {"pylibjpeg"}
