@@ -108,14 +108,19 @@ def _data_verbs(verbs: Any) -> None:
         "audit",
         _audit,
         "look for what would leak the answer into a cohort and its labels",
-        "Checks splits, label times, label-revealing codes, discharge-stamped rows, events after death, single features "
-        "that give the label away. Each finding says what it counted and what to do. A failure exits with 1.",
+        "Checks splits, label times and windows, label-revealing codes, discharge-stamped rows, events after death, single "
+        "features that give the label away, who was left out, images, fitted statistics. Each finding says what it counted and what to do. A failure exits with 1.",
         "mmjepa audit cohort --labels mortality",
         "one line a check: pass, warn, fail or not-applicable, a count, a sentence",
         show=cli_show.audit,
     )
     audit.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
     audit.add_argument("--labels", nargs="+", metavar="TASK", help="tasks under COHORT/labels (default: all of them)")
+    audit.add_argument("--run", type=Path, metavar="RUN", help="a trained run: does it see what comes after its time")
+    audit.add_argument("--scores", type=Path, metavar="TABLE", help="a tuned model's score table, for checks 10 and 16")
+    audit.add_argument(
+        "--oracle", type=Path, metavar="TABLE", help="the best scores possible (synthetic), for check 16"
+    )
 
     forms = _verb(
         verbs,
@@ -292,7 +297,8 @@ def _two_numbers(text: str) -> tuple[float, float]:
 def _audit(options: argparse.Namespace) -> Result:
     from mmjepa.audit import audit
 
-    result = audit(options.cohort, options.labels)
+    given = {"run": options.run, "scores_file": options.scores, "oracle_file": options.oracle}
+    result = audit(options.cohort, options.labels, **given)
     return result, int(result["verdict"] == "fail")
 
 

@@ -36,7 +36,7 @@ def ends_with(monkeypatch):
 
     def end(error: BaseException | None = None, verdict: str = "pass") -> None:
         found = {"verdict": verdict, "findings": [], "path": Path("a"), "nan": float("nan"), "n": np.int64(3)}
-        monkeypatch.setattr(audit_room, "audit", raising(error) if error else lambda *_: found)
+        monkeypatch.setattr(audit_room, "audit", raising(error) if error else lambda *_, **__: found)
 
     return end
 
@@ -53,6 +53,13 @@ def test_every_verb_explains_itself_with_an_example_and_what_comes_out(capsys, v
     assert "130 interrupted" in text
 
 
+def test_an_audit_is_given_the_run_and_the_tables_that_were_named(capsys, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(audit_room, "audit", lambda *names, **given: asked.update(given) or {"verdict": "pass"})
+    assert run(capsys, "audit", "c", "--run", "r", "--scores", "s", "--oracle", "o", "--json")[0] == 0
+    assert asked == {"run": Path("r"), "scores_file": Path("s"), "oracle_file": Path("o")}
+
+
 @pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("warn", 0), ("fail", 1)])
 def test_the_exit_code_of_an_audit_is_its_verdict(capsys, ends_with, verdict, code):
     ends_with(verdict=verdict)
@@ -60,7 +67,7 @@ def test_the_exit_code_of_an_audit_is_its_verdict(capsys, ends_with, verdict, co
 
 
 def test_json_is_the_only_line_on_standard_output_and_is_strict(capfd, monkeypatch):
-    def noisy(*_: object) -> dict:
+    def noisy(*_: object, **__: object) -> dict:
         print("python")
         os.write(1, b"c library\n")
         subprocess.run([sys.executable, "-c", "print('child')"], check=True)

@@ -195,7 +195,7 @@ def order_tells(task: Task, index: pd.DataFrame | None = None) -> Finding:
     if min(rows.class_sizes()) < MIN_CLASS:
         return not_applicable("12", name, TOO_FEW)
     table = {"subject_id": task.subject_id, "row order": task.place}
-    table |= {"second of the minute": task.t_us // 1_000_000 % 60, "part of the second": task.t_us % 1_000_000}
+    table["second of the minute"] = task.t_us % 60_000_000
     if index is not None:
         table |= _image_numbers(task, index)
     columns = np.stack([np.asarray(column, float)[task.binary] for column in table.values()], axis=1)
