@@ -141,7 +141,7 @@ class EventBatches:
         found = EventBatch(
             subjects=torch.from_numpy(self.subjects[items]),
             first=torch.from_numpy(first - self._known[0][items]),
-            codes=grid.lay(codes, front.codes, PAD),
+            codes=grid.lay(self.tokens.binned(codes, self._values[rows]), front.codes, PAD),
             present=torch.from_numpy(grid.present),
             labels=None if self.labels is None else torch.from_numpy(self.labels[items]),
         )
@@ -218,8 +218,9 @@ class _Static:
     def __init__(self, store: EventStore, tokens: JointTokens, table: np.ndarray) -> None:
         codes = table[np.asarray(store.static_codes)]
         kept = np.flatnonzero(codes >= 0)
-        self._codes = codes[kept]
-        self._values, self._has_value = _scaled(tokens, self._codes, np.asarray(store.static_values)[kept])
+        values = np.asarray(store.static_values)[kept]
+        self._codes = tokens.binned(codes[kept], values)
+        self._values, self._has_value = _scaled(tokens, codes[kept], values)
         self._offsets = np.searchsorted(kept, np.asarray(store.static_offsets))
 
     def of(self, rows: np.ndarray, most: int | None) -> _StaticRows:

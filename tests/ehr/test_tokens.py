@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjepa.ehr.batches import BatchesConfig, EventBatches
 from mmjepa.ehr.store import EventStore
 from mmjepa.ehr.tokens import FIRST, PAD, UNKNOWN, JointTokens, TokensConfig
 from mmjepa.refusal import Refusal
@@ -166,6 +167,78 @@ def test_infinite_values_do_not_spoil_the_statistics():
     tokens = JointTokens.fit(store_of(events), [1], CONFIG)
     assert tokens.high.tolist() == [3.0]
     assert np.isfinite(encode(tokens, store_of(events), 1, 9)["values"]).all()
+
+
+BINS = TokensConfig(min_count=1, values="bins", bins=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(worlds, st.integers(-1, 22))
+def test_a_token_with_a_bin_says_the_code_and_how_many_training_quantiles_its_value_has_reached(events, hour):
+    store = store_of(events, [(subject, "A", 2.0) for subject in (1, 2, 3)])
+    plain = JointTokens.fit(store, [1, 2, 3], TokensConfig(min_count=1))
+    tokens = JointTokens.fit(store, [1, 2, 3], BINS)
+    assert tokens.codes == plain.codes
+    meaning = {UNKNOWN: None}
+    for code, first, edges, mean in zip(tokens.codes, tokens.first, tokens.edges, tokens.mean, strict=True):
+        known = edges[~np.isnan(edges)]
+        values = [v for s, _, c, v, _ in [*events, *((s, 0, "A", 2.0, 0) for s in (1, 2, 3))] if c == code and v == v]
+        wanted = [np.sort(values)[int(np.ceil(k / 4 * (len(values) - 1)))] for k in (1, 2, 3)] if values else []
+        assert known.tolist() == sorted(set(wanted))
+        assert (mean == mean) == bool(values)
+        meaning |= {int(first) + k: (code, k - 1) for k in range(len(known) + 2 if values else 1)}
+    assert sorted(meaning) == list(range(1, tokens.size))
+    for subject in (1, 2, 3):
+        if not any(row[0] == subject for row in events):
+            continue
+        one, other = encode(plain, store, subject, hour), encode(tokens, store, subject, hour)
+        assert not other["has_value"].any()
+        assert not other["values"].any()
+        np.testing.assert_array_equal(one["days"], other["days"])
+        for old, new, has, scaled in zip(one["codes"], other["codes"], one["has_value"], one["values"], strict=True):
+            code, number = meaning[int(new)]
+            assert code == plain.codes[old - FIRST]
+            assert (number >= 0) == has
+            if has and tokens.high[tokens.codes.index(code)] > tokens.low[tokens.codes.index(code)]:
+                at = tokens.codes.index(code)
+                value = scaled * plain.std[at] + plain.mean[at]
+                reached = [edge for edge in tokens.edges[at] if value >= edge - 1e-3]
+                assert number == len(reached)
+
+
+def test_bins_are_those_of_training_subjects_and_outliers_fall_into_the_last_ones():
+    train = [(1, h, "A", float(h), h) for h in range(9)]
+    held_out = [(2, h, "A", value, h) for h, value in enumerate([-1e9, 4.0, 1e9, np.inf, np.nan])]
+    store = store_of(train + held_out)
+    tokens = JointTokens.fit(store, [1], BINS)
+    assert tokens.edges.tolist() == [[2.0, 4.0, 6.0]]
+    assert encode(tokens, store, 2, 9)["codes"].tolist() == [FIRST + 1, FIRST + 3, FIRST + 4, FIRST + 4, FIRST]
+    assert tokens.size == FIRST + 5
+
+
+@pytest.mark.parametrize("config", [BINS, CONFIG])
+def test_batches_hold_the_tokens_that_encoding_gives(config):
+    events = [(s, h, "AB"[h % 2], float(h * s % 7) if h % 3 else np.nan, h) for s in (1, 2, 3) for h in range(4 * s)]
+    store = store_of(events, [(s, "A", float(s)) for s in (1, 2, 3)])
+    tokens = JointTokens.fit(store, [1, 2], config)
+    settings = BatchesConfig(length=9, static="prepend", values=True)
+    times = np.full(3, 11 * HOUR_US)
+    batch = EventBatches(store, store.subjects, times, tokens=tokens, config=settings).batch(np.arange(3))
+    for row, subject in enumerate((1, 2, 3)):
+        found = encode(tokens, store, subject, 11, most=9)
+        inside = batch.present[row].numpy()
+        np.testing.assert_array_equal(batch.codes[row].numpy()[inside], found["codes"])
+        np.testing.assert_array_equal(batch.has_value[row].numpy()[inside], found["has_value"])
+
+
+def test_saved_bins_load_unchanged(tmp_path):
+    events = [(1, h, code, value, h) for h in range(9) for code, value in (("A", h / 3), ("B", np.nan))]
+    tokens = JointTokens.fit(store_of(events), [1], BINS)
+    tokens.save(tmp_path / "tokens.json")
+    loaded = JointTokens.load(tmp_path / "tokens.json", expected=tokens.hash)
+    np.testing.assert_array_equal(loaded.edges, tokens.edges)
+    assert (loaded.size, loaded.first.tolist()) == (tokens.size, tokens.first.tolist())
+    assert tokens.hash != JointTokens.fit(store_of(events), [1], TokensConfig(min_count=1)).hash
 
 
 def test_saved_tokens_load_unchanged_and_changed_ones_are_refused(tmp_path):
