@@ -20,9 +20,9 @@ step does not use), n of the adapter, p of the predictor, S slots, texts of l to
     predictor forward and backward:                               6 p S
 
 Utilisation = model FLOPs / time / the rate of a bfloat16 matrix product of 8192^3 measured in the same process. What is run on
-top, and is not counted there, goes into ``executed``: recomputation (2 N T more and one more attention), padding, attention
-over whole packed rows of W tokens under a mask (4 A W^2 a row and layer instead of 2 A l^2 a text and layer), and the scores
-that a fused attention computes again in its backward pass (2.5 forward passes instead of 2).
+top, and is not counted there, goes into ``executed``: recomputation (2 N T more and one more attention), attention over groups
+of texts of similar length (2 A W^2 a text and layer, W the longest of its group, instead of 2 A l^2), and the scores that a fused
+attention computes again in its backward pass (2.5 forward passes instead of 2).
 
 The last line on standard output is one JSON object. It needs neither MONAI nor nibabel, pydicom, meds or pandas.
 """
@@ -48,7 +48,7 @@ from torch.profiler import ProfilerActivity, profile
 from mmjepa.batch import Batch, Layout, SequenceView
 from mmjepa.config import build, load_yaml
 from mmjepa.curriculum import Curriculum, Phase
-from mmjepa.encoders.packing import pack_rows
+from mmjepa.encoders.packing import group_sequences
 from mmjepa.encoders.qwen3 import Qwen3Encoder, make_base
 from mmjepa.engine.loop import Engine, EngineConfig
 from mmjepa.engine.optim import OptimConfig
@@ -174,7 +174,7 @@ def make_engine(values: dict[str, Any], sampler: Texts, windows: int, device: to
     return engine
 
 
-def model_flops(encoder: Qwen3Encoder, predictor: torch.nn.Module, batch: Batch, pack: int) -> dict[str, float]:
+def model_flops(encoder: Qwen3Encoder, predictor: torch.nn.Module, batch: Batch) -> dict[str, float]:
     """Model FLOPs and executed FLOPs of a step by the formula above."""
     (view,) = batch.views
     assert isinstance(view, SequenceView)
@@ -186,20 +186,14 @@ def model_flops(encoder: Qwen3Encoder, predictor: torch.nn.Module, batch: Batch,
     heads = sum(p.numel() for n, p in predictor.named_parameters() if p.ndim == 2 and not n.startswith("position"))
     tokens, slots = int(lengths.sum()), batch.layout.kind.numel()
     attention = float(2 * width * layers * (lengths.double() ** 2).sum())
-    _, columns, rows = pack_rows(lengths, pack)
-    row = int((columns + lengths).max())
+    padded = sum(len(places) * places.shape[1] ** 2 for places in group_sequences(lengths).places)
     rest = 8 * adapter * tokens + 6 * heads * slots
     again = 1 if encoder.config.checkpointing else 0
     return {
         "matrix_parameters": matrices,
         "tokens": tokens,
-        "rows": rows,
-        "row_tokens": row,
-        "fill": round(tokens / (rows * row), 4),
         "model_flops": 6 * matrices * tokens + 4 * attention + rest,
-        "executed_flops": (6 + 2 * again) * matrices * rows * row
-        + (4.5 + again) * 4.0 * width * layers * rows * row**2
-        + rest,
+        "executed_flops": (6 + 2 * again) * matrices * tokens + (4.5 + again) * 2.0 * width * layers * padded + rest,
     }
 
 
@@ -276,7 +270,7 @@ def measure(*, small: bool, windows: int, pack: int | None, steps: int, device: 
         batches = [sampler.batch(engine.curriculum.drawn(0, step)) for step in range(steps + 3)]
         encoder = engine.model.encoders["ehr"]
         assert isinstance(encoder, Qwen3Encoder)
-        load = model_flops(encoder, engine.model.predictor, batches[2], pack)
+        load = model_flops(encoder, engine.model.predictor, batches[2])
         seconds = []
         for step in range(steps + 2):
             seconds.append(timed(lambda step=step: engine._step(0, phase, step, [batches[step]]), device))

@@ -1,7 +1,7 @@
 """The EHR encoder: a Qwen3 causal language model whose last real token, after the final norm, is the latent.
 
 Texts go in as token ids. Joint code+value tokens go in through the same embedding table, plus a code of the value and of
-the time. Many short sequences are packed into rows; the 4-D mask keeps them apart (a 2-D mask or a cache would not).
+the time. Sequences lie behind one another without padding, and attention is computed sequence by sequence (``packing``).
 """
 
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmjepa.batch import SequenceView
 from mmjepa.codes import TIME_WIDTH, time_code
-from mmjepa.encoders.packing import block_causal_mask, pack_rows, token_places
+from mmjepa.encoders.packing import group_sequences, register_attention
 from mmjepa.refusal import Refusal
 
 
@@ -35,7 +35,8 @@ class Qwen3Config:
     """path: folder or hub name for ``from_pretrained``; None: a small model is made from ``architecture`` (keys of
     transformers' Qwen3Config) and the vocabulary at hand. holds: the same keys, of what lies at ``path``, for planning on a
     machine that cannot read it. adapter: LoRA on a frozen base; None: the base itself learns.
-    values: also read values and times (joint tokens). pack: tokens a packed row. latent: output width, None for the
+    values: also read values and times (joint tokens). pack: most tokens a row of the stream; sequences run on
+    over rows. latent: output width, None for the
     hidden size without a projection. pool: the latent is the state of the last token (Clin-JEPA), or the mean over all.
     dtype: of the base weights. checkpointing: keep no layer's activations, compute them again in the backward pass."""
 
@@ -122,6 +123,7 @@ class Qwen3Encoder(nn.Module):
                         "Name its linear layers in model.ehr.adapter.modules, for instance q_proj, k_proj, v_proj, o_proj",
                     ) from None
         self.lm = base
+        self.causal_lm.config._attn_implementation = register_attention()
         if config.checkpointing:
             _checkpoint_activations(self.causal_lm)
         if config.values:
@@ -147,21 +149,20 @@ class Qwen3Encoder(nn.Module):
     def hidden_states(self, view: SequenceView) -> Tensor:
         """States after the final norm, [L, H], of all tokens of a view, in the view's own order."""
         lengths = view.offsets.diff()
-        rows, columns, count = pack_rows(lengths.cpu(), self.config.pack)
-        sequence, position, row, column = token_places(lengths, rows.to(lengths.device), columns.to(lengths.device))
-        width = int(column.max()) + 1
-        shape = (count, width)
-        segment = torch.full(shape, -1, device=lengths.device).index_put((row, column), sequence)
-        position_ids = torch.zeros(shape, dtype=torch.int64, device=lengths.device).index_put((row, column), position)
-        embedded = self._embed(view)
-        inputs = embedded.new_zeros(*shape, embedded.shape[-1]).index_put((row, column), embedded)
+        count, device = int(view.offsets[-1]), lengths.device
+        groups = group_sequences(lengths.cpu(), device)
+        position = torch.arange(count, device=device) - torch.repeat_interleave(view.offsets[:-1], lengths)
+        rows = -(-count // self.config.pack)
+        tail = -count % rows
+        embedded = nn.functional.pad(self._embed(view), (0, 0, 0, tail)).unflatten(0, (rows, -1))
         states = self.causal_lm.model(
-            inputs_embeds=inputs,
-            position_ids=position_ids,
-            attention_mask=block_causal_mask(segment),
+            inputs_embeds=embedded,
+            position_ids=nn.functional.pad(position, (0, tail)).unflatten(0, (rows, -1)),
+            attention_mask=torch.ones(rows, 1, 1, 1, dtype=torch.bool, device=device),  # 4-D: none is made
             use_cache=False,
+            groups=groups,
         ).last_hidden_state
-        return states[row, column]
+        return states.flatten(0, 1)[:count]
 
     def forward(self, view: SequenceView) -> Tensor:
         """Latents [V, latent], float32: the pooled states of each sequence. Raises ValueError on an empty sequence."""

@@ -70,6 +70,31 @@ def test_packed_sequences_are_encoded_as_each_alone(joint, pool, pack):
 
 
 @torch.no_grad()
+def test_equal_texts_encoded_once_and_looked_up_are_those_encoded_each():
+    model, view = encoder(), view_of([5, 9, 3])
+    source = torch.tensor([2, 0, 0, 1, 2, 0])
+    every = [alone(view, i) for i in source.tolist()]
+    sizes = [0, *(len(one.tokens) for one in every)]
+    repeated = dataclasses.replace(
+        view, tokens=torch.cat([one.tokens for one in every]), offsets=torch.tensor(sizes).cumsum(0)
+    )
+    torch.testing.assert_close(model(view)[source], model(repeated), atol=1e-5, rtol=0)
+
+
+def test_gradients_of_a_packed_batch_are_the_sum_of_those_of_each_alone():
+    model, view = encoder(pack=16, adapter=None), view_of([5, 70, 3, 61, 66])
+    weights = torch.randn(5, model.width, generator=torch.Generator().manual_seed(2))
+    (model(view) * weights).sum().backward()
+    packed = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for i in range(5):
+        (model(alone(view, i)) * weights[i : i + 1]).sum().backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(packed[name], p.grad, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_a_token_sees_no_later_token_and_no_other_sequence():
     model, view = encoder(pack=64), view_of([5, 6, 4])
     before = model.hidden_states(view)
