@@ -5,8 +5,6 @@ A value is either a number beside its code's token (``zscore``) or part of the t
 in one JSON with the hash of its content and the fingerprint of the store that it was fitted on.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjepa.config import build, to_plain
+from mmjepa.ehr.saved import content_hash
 from mmjepa.ehr.store import EventStore
 from mmjepa.files import read_json, write_json
 from mmjepa.refusal import Refusal
@@ -138,12 +137,12 @@ class JointTokens:
     def save(self, path: Path | str) -> None:
         """Write the JSON."""
         content = self._content()
-        write_json(path, {"hash": _hash(content)} | content)
+        write_json(path, {"hash": content_hash(content)} | content)
 
     @property
     def hash(self) -> str:
         """Hash of everything fitted."""
-        return _hash(self._content())
+        return content_hash(self._content())
 
     @classmethod
     def load(cls, path: Path | str, *, expected: str | None = None) -> "JointTokens":
@@ -261,7 +260,3 @@ def _statistics(
 
 def _or_null(column: np.ndarray) -> list[float | None]:
     return [None if value != value else value for value in column.tolist()]
-
-
-def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
