@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control, norm, rankdata
+from scipy.stats import false_discovery_control, hypergeom, norm, rankdata
 
 from mmjepa.audit.events import Events
 from mmjepa.audit.finding import Finding, judge, not_applicable
@@ -44,19 +44,15 @@ def _tests(events: Events, who: str, members: np.ndarray) -> list[tuple[float, f
     size, inside = len(events.vocabulary), int(members.sum())
     outside = len(members) - inside
     held, others = (np.bincount(code[members[subject] == here], minlength=size) for here in (True, False))
-    pooled = (held + others) / len(members)
+    enough = np.flatnonzero((held + others >= MIN_CLASS) & (held + others < len(members)))
+    held, others = held[enough], others[enough]
+    law = hypergeom(len(members), held + others, inside)  # Fisher's exact test, its smaller tail twice
+    p = np.minimum(1, 2 * np.minimum(law.cdf(held), law.sf(held - 1)))
     a, b = held / inside, others / outside
-    with np.errstate(invalid="ignore", divide="ignore"):
-        z = (a - b) / np.sqrt(pooled * (1 - pooled) * (1 / inside + 1 / outside))
-        jump = np.abs(a - b) / np.maximum(a, b)
-    enough = np.flatnonzero((held + others >= MIN_CLASS) & (pooled < 1))
+    jump = np.abs(a - b) / np.maximum(a, b)
     found = [
-        (
-            float(2 * norm.sf(abs(z[c]))),
-            float(jump[c]),
-            f"{events.vocabulary[c]} in {who} {a[c]:.0%} against {b[c]:.0%}",
-        )
-        for c in enough
+        (float(p[k]), float(jump[k]), f"{events.vocabulary[c]} in {who} {a[k]:.0%} against {b[k]:.0%}")
+        for k, c in enumerate(enough)
     ]
     return found + _value_tests(events, who, members)
 

@@ -20,6 +20,7 @@ from mmjepa.audit.scan import (
 from mmjepa.audit.scores import auroc_draws
 
 TOO_GOOD, BY_SIZE = 0.95, 0.60
+SURE = 2.58  # standard errors to the end of a 99 % interval
 SHAPE = ["shape_x", "shape_y", "shape_z"]
 TOO_FEW = f"fewer than {MIN_CLASS} subjects in a class"
 
@@ -144,13 +145,13 @@ def one_to_one_codes(found: pd.DataFrame, rows: Rows) -> Finding:
 def single_features(found: pd.DataFrame, rows: Rows) -> Finding:
     """Check 9: one code's presence or last value separates the classes almost perfectly.
 
-    Fails where the AUROC's 95 % interval lies above .95; warns where only the AUROC does, as it may by chance with few subjects.
+    Fails where the AUROC's 99 % interval lies above .95; warns where only the AUROC does, as it may by chance with few subjects.
     """
     name = "one feature that gives the label away"
     if min(rows.class_sizes()) < MIN_CLASS:
         return not_applicable("9", name, TOO_FEW)
     size = 0.5 + (found["auroc"] - 0.5).abs()
-    low = size - 1.96 * np.array([standard_error(auroc, *rows.class_sizes()) for auroc in size])
+    low = size - SURE * np.array([standard_error(auroc, *rows.class_sizes()) for auroc in size])
     strong, sure = found[size > TOO_GOOD], found[low > TOO_GOOD]
     codes = (strong if sure.empty else sure)["code"].drop_duplicates().tolist()
     sentence = f"{len(codes)} of {found['code'].nunique()} codes alone reach an AUROC above {TOO_GOOD}" + _named(codes)
@@ -161,7 +162,7 @@ def single_features(found: pd.DataFrame, rows: Rows) -> Finding:
 def record_size_tells(events: Events, rows: Rows, scores: pd.DataFrame | None = None) -> Finding:
     """Check 10: a model that sees only how much was recorded, and when.
 
-    Warns where its AUROC's 95 % interval lies above .60. scores: of a tuned model (subject_id, prediction_time, score); fails
+    Warns where its AUROC's 99 % interval lies above .60. scores: of a tuned model (subject_id, prediction_time, score); fails
     where record size alone is inside that model's interval, or above it, on the rows that both have.
     """
     name = "counts and lengths predict the label"
@@ -169,7 +170,7 @@ def record_size_tells(events: Events, rows: Rows, scores: pd.DataFrame | None = 
         return not_applicable("10", name, TOO_FEW)
     by_size = out_of_fold_scores(record_size(events, rows), rows)
     auroc = float(grouped_auroc(by_size[:, None], rows)[0][0])
-    fires = auroc - 1.96 * standard_error(auroc, *rows.class_sizes()) > BY_SIZE
+    fires = auroc - SURE * standard_error(auroc, *rows.class_sizes()) > BY_SIZE
     sentence = f"a model of event counts, record length and gaps alone reaches an AUROC of {auroc:.2f}"
     advice = "Show it as a baseline row: a model must beat it before it has learnt medicine"
     if scores is not None:
