@@ -209,13 +209,18 @@ class TextWriter:
 
     def _head(self, code: int) -> tuple[str, str]:
         """Name of a code, and what stands behind its value; remembered."""
+        name, unit = self.name_of(code)
+        self._heads[code] = (name, f" {unit}" if unit else "")
+        return self._heads[code]
+
+    def name_of(self, code: int) -> tuple[str, str]:
+        """Name and unit of a code (its place in the vocabulary)."""
         text = self.store.vocabulary[code]
         name, unit = name_and_unit(text, self.store.descriptions, self._names, self.config.units)
         if self._item[code] >= 0 and text not in self._names and text not in self.store.descriptions:
-            prefix = next(start for start, _ in self.config.continuous if text.startswith(start))
+            prefix = next(prefix for pair in self.config.continuous for prefix in pair if text.startswith(prefix))
             name = " ".join(text.removeprefix(prefix).split("//")).strip() or name
-        self._heads[code] = (name, f" {unit}" if unit else "")
-        return self._heads[code]
+        return name, unit
 
     def _static(self, stay: Stay, row: int, code: np.ndarray, clock: np.ndarray) -> str:
         """``Age: 67 y. Sex: F. Charlson: 2.`` from static rows and from timed rows known at admission."""
