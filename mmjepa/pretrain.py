@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from mmjepa.audit import audit
 from mmjepa.cohort import Cohort
 from mmjepa.config import build, load_yaml, override, to_plain
 from mmjepa.curriculum import Curriculum, Phase
 from mmjepa.engine.loop import Engine, EngineConfig
 from mmjepa.engine.optim import OptimConfig
 from mmjepa.engine.start import World, world
-from mmjepa.files import write_json
+from mmjepa.files import read_json, write_json
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.keyed import torch_seed
 from mmjepa.model import build_model, save_model
@@ -33,7 +34,8 @@ from mmjepa.sample.trajectory import KINDS as HOUR_KINDS
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that a run needs. data: cohort or bare MEDS root. out: run folder. batch: items (subjects, windows) an
-    optimiser step, over all ranks. resume: go on from the run's last checkpoint."""
+    optimiser step, over all ranks. resume: go on from the run's last checkpoint. strict: refuse data
+    that fails the audit, instead of stamping the failure on the run."""
 
     data: Path
     out: Path
@@ -45,6 +47,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     resume: bool = False
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if not self.curriculum:
@@ -85,6 +88,8 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
         run = enter_run(config, here)
         with _removed_if_refused(run, new=here.first and not config.resume):
             cohort = open_cohort(config.data, "pretraining")
+            if here.first:
+                audited(config, run)
             if not here.first:
                 here.wait()  # rank 0 fits and makes what the others then read
             sampler = run_sampler(config, cohort, run)
@@ -118,6 +123,24 @@ def _removed_if_refused(run: Run, *, new: bool) -> Iterator[None]:
         if new:
             shutil.rmtree(run.folder, ignore_errors=True)
         raise
+
+
+def audited(config: RunConfig, run: Run) -> None:
+    """Audit the data once for a run: findings in ``audit.json``, verdict and what failed in ``run.json``.
+
+    Raises Refusal ``AUDIT_FAILED`` where the config is strict and a check failed, and the Refusals of ``mmjepa.audit.audit``.
+    """
+    if not run.audit.is_file():
+        write_json(run.audit, audit(config.data))
+    found = read_json(run.audit)
+    failed = [f"{finding['check']} {finding['name']}" for finding in found["findings"] if finding["verdict"] == "fail"]
+    write_json(run.facts, {**run.saved_facts(), "audit": {"verdict": found["verdict"], "failed": failed}})
+    if failed and config.strict:
+        raise Refusal(
+            "AUDIT_FAILED",
+            f"{config.data} fails {len(failed)} checks of the audit: {', '.join(failed)}",
+            f"Mend it as `mmjepa audit {config.data}` says, or train with strict=false: the failure is then on the report",
+        )
 
 
 def enter_run(config: RunConfig, here: World) -> Run:

@@ -15,7 +15,16 @@ from mmjepa.files import atomic_path, fresh_folder, read_json, write_json
 from mmjepa.refusal import Refusal
 
 # keys that say where and how to run, but decide no bit of the result
-FREE_KEYS = ("out", "resume", "engine.workers", "engine.checkpoint", "engine.log", "engine.threads", "engine.device")
+FREE_KEYS = (
+    "out",
+    "resume",
+    "strict",
+    "engine.workers",
+    "engine.checkpoint",
+    "engine.log",
+    "engine.threads",
+    "engine.device",
+)
 
 
 class Run:
@@ -26,6 +35,7 @@ class Run:
         self.fingerprints: dict[str, str] = {}
 
     config = property(lambda self: self.folder / "config.yaml")
+    audit = property(lambda self: self.folder / "audit.json")
     facts = property(lambda self: self.folder / "run.json")
     metrics = property(lambda self: self.folder / "metrics.jsonl")
     phases = property(lambda self: self.folder / "phases.json")

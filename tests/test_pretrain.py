@@ -39,6 +39,22 @@ def test_a_run_leaves_what_it_was_made_of(icu_run, icu_cohort):
     assert {p.name for p in (icu_run / "model").iterdir()} >= {"config.json", "model.safetensors", "ehr", "ehr_adapter"}
 
 
+def test_a_run_is_stamped_with_the_audit_of_its_data_and_a_strict_one_refuses_data_that_fail(
+    icu_run, tmp_path, monkeypatch
+):
+    facts = json.loads((icu_run / "run.json").read_text())
+    assert facts["audit"] == {"verdict": "pass", "failed": []}
+    assert json.loads((icu_run / "audit.json").read_text())["findings"]
+    bad = {"verdict": "fail", "findings": [{"check": "8", "name": "events after death", "verdict": "fail"}]}
+    monkeypatch.setattr(mmjepa.pretrain, "audit", lambda data: bad)
+    with pytest.raises(Refusal, match=r"AUDIT_FAILED.*8 events after death"):
+        pretrain(config_of(icu_run, out=tmp_path / "strict", strict=True))
+    assert not (tmp_path / "strict").exists()
+    pretrain(config_of(icu_run, out=tmp_path / "lenient"))
+    facts = json.loads((tmp_path / "lenient" / "run.json").read_text())
+    assert facts["audit"] == {"verdict": "fail", "failed": ["8 events after death"]}
+
+
 def test_the_saved_config_is_complete_and_gives_the_same_run(icu_run, tmp_path):
     pretrain(config_of(icu_run, out=tmp_path / "again"))
     ours, theirs = load_latest(icu_run / "checkpoints"), load_latest(tmp_path / "again" / "checkpoints")

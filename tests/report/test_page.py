@@ -174,6 +174,13 @@ def test_verdicts_on_collapse_are_sentences():
     assert "not checked" in words.collapse_verdict({"warnings": [], "not_checked": ["STD_FELL"]})
 
 
+def test_a_failed_audit_is_said_at_the_head_of_the_report(data, tmp_path):
+    for verdict, said in (("fail", True), ("warn", False)):
+        (tmp_path / verdict).mkdir()
+        text = page_of(data | {"audit": data["audit"] | {"verdict": verdict}}, tmp_path / verdict)
+        assert ("fails the leakage audit" in text.split("<main")[0]) == said
+
+
 @pytest.mark.parametrize("key", ["cohort", "results", "metrics", "collapse", "rollout", "audit", "limits", "facts"])
 def test_a_section_appears_only_with_its_data(data, tmp_path, key):
     sections = {"facts": "made", "collapse": "health", "metrics": "training", "cohort": "data"}
