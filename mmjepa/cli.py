@@ -103,6 +103,23 @@ def _data_verbs(verbs: Any) -> None:
         "--form", choices=("npy", "blosc2"), default="npy", help="how voxels are stored: npy is faster, blosc2 smaller"
     )
 
+    label = _verb(
+        verbs,
+        "label",
+        _label,
+        "make labels from a task file",
+        "Evaluates a task file in the language of ACES on the records of a cohort; datasets/*/tasks hold built-in ones. What of the "
+        "language is not understood is refused. Who is lost before the outcome could be known is left out and counted.",
+        "mmjepa label cohort --task datasets/mimic_iv/tasks/mortality_30d.yaml --predicates datasets/mimic_iv/predicates.yaml",
+        "COHORT/labels/TASK: MEDS labels, flow.json (what each step leaves), task.json (what the audit reads)",
+        show=cli_show.labels,
+    )
+    label.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
+    label.add_argument("--task", type=Path, required=True, help="the task file")
+    label.add_argument("--predicates", type=Path, help="the file of the data set's predicates")
+    label.add_argument("--events", type=Path, help="a parquet or csv of further events, such as given sepsis onsets")
+    label.add_argument("--out", type=Path, help="the folder to write (COHORT/labels/TASK); it must be new")
+
     audit = _verb(
         verbs,
         "audit",
@@ -292,6 +309,12 @@ def _two_numbers(text: str) -> tuple[float, float]:
     if not (slope > 0 and math.isfinite(slope) and math.isfinite(intercept)):
         raise ValueError
     return slope, intercept
+
+
+def _label(options: argparse.Namespace) -> Result:
+    from mmjepa.ehr.tasks import label
+
+    return label(options.cohort, options.task, options.predicates, options.out, events=options.events)
 
 
 def _audit(options: argparse.Namespace) -> Result:

@@ -47,6 +47,15 @@ def audit(result: Mapping[str, Any]) -> None:
     print(f"verdict: {result['verdict']}", file=sys.stderr)
 
 
+def labels(result: Mapping[str, Any]) -> None:
+    """The flow of a labelled cohort, a line a step."""
+    for step in result["flow"]:
+        lost = " (lost)" if step["kind"] == "censored" else ""
+        counts = f"{step['rows']} rows, {step['positive_rows']} true, {step['subjects']} subjects"
+        print(f"{step['step']}{lost}: {counts}", file=sys.stderr)
+    print(f"{result['rows']} labels, {result['positives']} true, in {result['out']}", file=sys.stderr)
+
+
 def phases(result: Mapping[str, Any]) -> None:
     """What each phase trained, and the next step."""
     for phase in result["phases"]:

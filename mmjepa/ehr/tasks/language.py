@@ -225,15 +225,15 @@ def _window(name: str, body: Any) -> Window:
         raise Refusal("TASK_WINDOW", f"window {name} is no mapping")
     _refuse_unknown(f"window {name}", body, known)
     start, end = _bound(name, body.get("start")), _bound(name, body.get("end"))
-    inclusive = body.get("start_inclusive"), body.get("end_inclusive")
-    if not all(isinstance(value, bool) for value in inclusive):
+    first, last = body.get("start_inclusive"), body.get("end_inclusive")
+    if not (isinstance(first, bool) and isinstance(last, bool)):
         raise Refusal("TASK_WINDOW", f"window {name} must say start_inclusive and end_inclusive, true or false")
     if start.reference == "end" and end.reference == "start":
         raise Refusal("TASK_WINDOW", f"the ends of window {name} refer to each other")
     if body.get("index_timestamp") not in (None, "start", "end"):
         raise Refusal("TASK_WINDOW", f"index_timestamp of window {name} is neither start nor end")
     has = {predicate: _limits(name, limits) for predicate, limits in (body.get("has") or {}).items()}
-    return Window(name, start, end, *inclusive, has, body.get("label"), body.get("index_timestamp"))
+    return Window(name, start, end, first, last, has, body.get("label"), body.get("index_timestamp"))
 
 
 def _bound(window: str, text: Any) -> Bound:
