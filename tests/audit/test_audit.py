@@ -430,6 +430,32 @@ def test_the_known_facts_of_the_mimic_demo_are_found(data_folder):
     assert "16 of 31" in found["8b"]["sentence"]
 
 
+@pytest.mark.real_data
+def test_the_counts_of_the_mimic_demo_follow_rows_renamed_deleted_and_doubled(data_folder, tmp_path):
+    source = data_folder / "mimic_iv_demo_meds"
+    shutil.copytree(source / "metadata", tmp_path / "metadata")
+    rows = pd.concat([pd.read_parquet(path) for path in sorted((source / "data").rglob("*.parquet"))])
+    rows = rows.reset_index(drop=True)
+    death_us = rows["subject_id"].map(rows[rows["code"] == "MEDS_DEATH"].set_index("subject_id")["time"])
+    midnight = (rows["code"] == "MEDS_DEATH") & (rows["time"] == rows["time"].dt.normalize())
+    late = (rows["time"] > death_us) & (death_us != death_us.dt.normalize())
+    died = rows.index[rows["code"].str.startswith("HOSPITAL_DISCHARGE//DIED")]
+    deleted = rows["code"].str.startswith("DRG")
+    rows.loc[died[:6], "code"] = "HOSPITAL_DISCHARGE//HOME"
+    rows.loc[rows.index[midnight][:5], "time"] += HOUR
+    changed = pd.concat([rows[~deleted], rows[late]]).sort_values(["subject_id", "time"], na_position="first")
+    (tmp_path / "data").mkdir()
+    changed.to_parquet(tmp_path / "data" / "0.parquet", index=False)
+    found = findings(audit(tmp_path))
+    assert {check: found[check]["count"] for check in ("6", "7", "8", "8b")} == {
+        "6": 4960 - int(deleted.sum()),
+        "7": 9,
+        "8": 2 * 626,
+        "8b": 11,
+    }
+    assert 0 < deleted.sum() < 4960
+
+
 @pytest.mark.parametrize(
     "file", ["ct/index.parquet", "ehr/metadata/subject_splits.parquet", "ehr/data/train/0.parquet"]
 )
