@@ -39,7 +39,7 @@ EVENTS = pa.schema(
     }
 )
 _LABEL_TYPES = {"boolean_value": pa.bool_(), "integer_value": pa.int64(), "float_value": pa.float32()}
-_SURVIVAL = {"event": pa.bool_(), "days": pa.float64()}
+_SURVIVAL = {"event": pa.int64(), "time_to_event_days": pa.float64()}
 
 
 def run(convert: Callable[[argparse.Namespace], dict], parser: argparse.ArgumentParser) -> int:

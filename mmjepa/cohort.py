@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmjepa.labels import SURVIVAL_FILE, read_labels, read_survival, task_names
 from mmjepa.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
 
     from mmjepa.ehr.store import EventStore
 
-VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_value")
-SURVIVAL_FILE = "survival.parquet"  # time-to-event sidecar of a task: not in the closed MEDS label schema
+__all__ = ["SURVIVAL_FILE", "Cohort", "read_labels", "task_names"]
 
 
 class Cohort:
@@ -82,6 +82,10 @@ class Cohort:
         """Labels of one task: subject_id int64, prediction_time datetime64[us], value. See ``read_labels``."""
         return read_labels(self.labels_folder, task)
 
+    def survival(self, task: str) -> "pd.DataFrame":
+        """Times to an event of one task: time_to_event_days float64, event int64 (0 censored). See ``read_survival``."""
+        return read_survival(self.labels_folder, task)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the records' content and of the image index; written into every run."""
@@ -89,57 +93,3 @@ class Cohort:
         if self.has_images:
             digest.update((self.ct_folder / "index.parquet").read_bytes())
         return digest.hexdigest()[:32]
-
-
-def task_names(folder: Path | str) -> list[str]:
-    """Names of the tasks under a labels folder: its subfolders that hold a parquet file."""
-    folder = Path(folder)
-    return sorted(path.name for path in folder.iterdir() if _label_files(path)) if folder.is_dir() else []
-
-
-def read_labels(folder: Path | str, task: str) -> "pd.DataFrame":
-    """Read the MEDS label files of one task, sorted by (subject_id, prediction_time).
-
-    Returns subject_id int64, prediction_time datetime64[us] (inclusive end of usable data) and value (the one value
-    column that the files carry). Raises Refusal: LABELS_MISSING, LABELS_EMPTY, LABELS_UNREADABLE, LABELS_TIMEZONE,
-    LABELS_SCHEMA (other columns, nulls, none or several value columns), LABELS_DUPLICATE.
-    """
-    import meds
-    import pandas as pd
-
-    from mmjepa.ehr.meds_io import read_table
-
-    files = _label_files(Path(folder) / task)
-    if not files:
-        known = ", ".join(task_names(folder)) or "none"
-        raise Refusal("LABELS_MISSING", f"{Path(folder) / task} holds no labels", f"Tasks there: {known}")
-    tables = []
-    for file in files:
-        try:
-            tables.append(read_table(file, meds.LabelSchema).to_pandas())
-        except Refusal as refusal:
-            raise Refusal(refusal.code.replace("MEDS_", "LABELS_"), refusal.message, refusal.hint) from None
-    frame = pd.concat(tables, ignore_index=True)
-    if frame.empty:
-        raise Refusal("LABELS_EMPTY", f"the label files of {Path(folder) / task} hold no row")
-    values = [name for name in VALUE_COLUMNS if name in frame]
-    if len(values) != 1 or frame[values[0]].isna().any():
-        found = ", ".join(values) or "none"
-        raise Refusal(
-            "LABELS_SCHEMA",
-            f"the value columns of {Path(folder) / task} are {found}, and each label needs exactly one value",
-            f"Give all files of a task one of {', '.join(VALUE_COLUMNS)}, never missing",
-        )
-    frame = frame[["subject_id", "prediction_time", values[0]]].rename(columns={values[0]: "value"})
-    twice = frame.duplicated(["subject_id", "prediction_time"])
-    if twice.any():
-        raise Refusal(
-            "LABELS_DUPLICATE",
-            f"{twice.sum()} labels of {Path(folder) / task} repeat a subject and prediction_time (first: row {twice.argmax()})",
-            "Keep one label for each subject and time",
-        )
-    return frame.sort_values(["subject_id", "prediction_time"], ignore_index=True)
-
-
-def _label_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.parquet") if path.name != SURVIVAL_FILE) if folder.is_dir() else []

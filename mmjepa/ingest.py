@@ -9,14 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from mmjepa.cohort import Cohort, read_labels, task_names
+from mmjepa.cohort import Cohort
 from mmjepa.ct.boxes import write_boxes
 from mmjepa.ct.explain import files_of
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.ct.manifest import UNPAIRED
 from mmjepa.ehr.meds_io import ingest_meds, open_root
-from mmjepa.files import atomic_path, sha256
+from mmjepa.files import sha256
 from mmjepa.identity import Crosswalk, read_salt, salt_at
+from mmjepa.labels import check_labels, place_labels, same_labels
 from mmjepa.pairing import pair
 from mmjepa.refusal import Refusal
 
@@ -252,14 +253,10 @@ def _records(source: Path, out: Path) -> dict[str, Any]:
     if not _same([path.relative_to(root.path) for path in root.files()], root.path, out / "ehr"):
         raise Refusal("OUTPUT_EXISTS", f"{out} holds other records than {source}", "Name another cohort with --out")
     labels = source / "labels"
-    tasks = task_names(labels)
+    tasks = check_labels(labels)
     if tasks and not (out / "labels").is_dir():  # an earlier ingest was stopped between the two
-        counts = {name: len(read_labels(labels, name)) for name in tasks}
-        with atomic_path(out / "labels") as temporary:
-            shutil.copytree(labels, temporary)
-        return {"unchanged": True, "labels": counts}
-    files = [path.relative_to(labels) for name in tasks for path in sorted((labels / name).rglob("*.parquet"))]
-    if not _same(files, labels, out / "labels"):
+        return {"unchanged": True, **place_labels(tasks, labels, out / "labels")}
+    if not same_labels(labels, out / "labels"):
         raise Refusal("OUTPUT_EXISTS", f"{out} holds other labels than {source}", "Name another cohort with --out")
     return {"unchanged": True}
 

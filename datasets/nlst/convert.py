@@ -139,7 +139,7 @@ def write_labels(
             left_out[f"series_{reason}"] += 1
             continue
         key = (folder.people.subject_id(one.patient_id), folder.moved(one.patient_id, one.time))
-        survival.append((*key, has_cancer, float(to_cancer if has_cancer else seen)))
+        survival.append((*key, int(has_cancer), float(to_cancer if has_cancer else seen)))
         for years in YEARS:
             value = within(years, to_cancer if has_cancer else None, seen)
             if value is not None:

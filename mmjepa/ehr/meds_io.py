@@ -6,9 +6,7 @@ and listed codes are checked here. Rows are counted from 0; no subject id is eve
 """
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from flexible_schema import PyArrowSchema
 from flexible_schema.exceptions import SchemaValidationError, TableValidationError
 
 from mmjepa.files import atomic_path, fresh_folder
+from mmjepa.labels import check_labels, link, place_labels
 from mmjepa.refusal import Refusal
 
 
@@ -83,10 +82,10 @@ def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | 
 
     labels: the folder of label tasks; ``source/labels`` by default, and none is fine.
     Files are hard-linked where the disk allows it, else copied: byte-equal either way. Nothing existing is overwritten,
-    and each folder appears whole or not at all. Returns counts: rows, static_rows, subjects, codes, splits, labels.
-    Raises Refusal: the MEDS_* codes, LABELS_* codes, OUTPUT_EXISTS.
+    and each folder appears whole or not at all. Returns counts: rows, static_rows, subjects, codes, splits,
+    labels, and label_casts where label values had to be cast (see ``mmjepa.labels``).
+    Raises Refusal: the MEDS_* codes, LABELS_* and SURVIVAL_* codes, OUTPUT_EXISTS.
     """
-    from mmjepa.cohort import read_labels, task_names
 
     source, cohort = Path(source), Path(cohort)
     if not source.is_dir():
@@ -102,11 +101,9 @@ def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | 
     for index in indices:
         for _ in read_pieces(root, index):
             pass
-    counts = {name: len(read_labels(labels, name)) for name in task_names(labels)}
+    tasks = check_labels(labels)
     _place([path.relative_to(root.path) for path in root.files()], root.path, cohort / "ehr")
-    if counts:
-        files = [path for name in counts for path in sorted((labels / name).rglob("*.parquet"))]
-        _place([path.relative_to(labels) for path in files], labels, cohort / "labels")
+    labelled = place_labels(tasks, labels, cohort / "labels")
     splits = {name: len(ids) for name, ids in root.splits.items()}
     return {
         "rows": sum(int(index.ends[-1]) for index in indices),
@@ -114,7 +111,7 @@ def ingest_meds(source: Path | str, cohort: Path | str, *, labels: Path | str | 
         "subjects": sum(len(index.subjects) for index in indices),
         "codes": len(root.codes),
         "splits": splits,
-        "labels": counts,
+        **labelled,
     }
 
 
@@ -123,11 +120,7 @@ def _place(files: list[Path], source: Path, target: Path) -> None:
         target.rmdir()
     with atomic_path(target) as temporary:
         for file in files:
-            (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source / file, temporary / file)
-            except OSError:
-                shutil.copyfile(source / file, temporary / file)
+            link(source / file, temporary / file)
 
 
 def _read_codes(path: Path) -> tuple[tuple[str, ...], dict[str, str]]:

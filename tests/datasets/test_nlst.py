@@ -97,7 +97,8 @@ def test_days_to_cancer_or_last_sight_stand_beside_the_labels(converted, people)
     of = {subjects["100012"]: {(True, 795.0), (True, 430.0)}, subjects["100023"]: {(False, 2000.0)}}
     of |= {subjects["200034"]: {(False, 404.0)}, subjects["200045"]: {(True, 290.0)}}
     found = {
-        subject: set(zip(rows["event"], rows["days"], strict=True)) for subject, rows in frame.groupby("subject_id")
+        subject: set(zip(rows["event"], rows["time_to_event_days"], strict=True))
+        for subject, rows in frame.groupby("subject_id")
     }
     assert found == of
 
