@@ -96,7 +96,7 @@ def caught_by(leak: str, found: Findings, clean: Findings) -> list[str]:
 
 def rows_of(results: dict[Case, Findings]) -> list[dict[str, Any]]:
     """A row a leak."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for leak, switch in SWITCHES.items():
         mine = {case: found for case, found in results.items() if case.leak == leak}
         by: Counter[str] = Counter()

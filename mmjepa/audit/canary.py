@@ -8,6 +8,7 @@ are none.
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,10 @@ def canaries(table_of: Table, cohort: Cohort, labels: pd.DataFrame | None = None
         before = _asked(table_of(some.folder))
         some.asked = before["prediction_time"]
         z = {"as_it_is": before["z"]}
-        for how, change in (("randomised", some.randomised), ("deleted", some.deleted), ("swapped", some.swapped)):
+        changed = {"randomised": some.randomised, "deleted": some.deleted, "swapped": partial(some.swapped, labels)}
+        for how, change in changed.items():
             altered = some.beside(Path(place) / how)
-            altered.write(change(labels) if how == "swapped" else change())
+            altered.write(change())
             after = table_of(altered.folder).set_index(["subject_id", "prediction_time"])["z"]
             wanted = pd.MultiIndex.from_arrays([before.index, before["prediction_time"]])
             z[how] = pd.Series(after.reindex(wanted).to_numpy(), index=before.index)

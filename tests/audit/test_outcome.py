@@ -97,3 +97,37 @@ def test_mostly_but_not_only_healthy_subjects_left_out_warn(events_of):
     rows = rows_of(keep, [ASK] * len(keep), [SICK[s] for s in keep])
     outcome = outcome_of(events, rows, ["DIAGNOSIS//SICK"])
     assert left_out_by_outcome(events, task_of(rows), outcome).verdict == "warn"
+
+
+def test_labels_that_differ_within_a_subject_are_not_one_label_for_all_times(events_of):
+    events = events_of(histories(lambda s: ASK + 10), N)
+    people, hours = [*range(N)] * 3, [5] * N + [ASK] * N + [ASK + 20] * N
+    assert verdicts(events, rows_of(people, hours, [False] * N + SICK + SICK)) == {
+        "4d": ("fail", 20),
+        "4e": ("pass", 0),
+    }
+
+
+HALF = [s for s in range(N) if SICK[s] or s % 2]  # twenty healthy subjects are left out
+
+
+def left_out(events, hour: float):
+    rows = rows_of(HALF, [hour] * len(HALF), [SICK[s] for s in HALF])
+    return left_out_by_outcome(events, task_of(rows), outcome_of(events, rows))
+
+
+def test_an_honest_reason_known_at_the_time_is_no_filter_and_one_that_labelled_subjects_share_is(events_of):
+    gone = [s for s in range(N) if s not in HALF]
+    healthy_and_sick = histories(lambda s: ASK + 10)
+    honest = events_of(healthy_and_sick + [(s, ASK - 1, "LEFT_UNIT") for s in gone], N)
+    shared = events_of(healthy_and_sick + [(s, ASK - 1, "LEFT_UNIT") for s in [*gone, *range(0, N, 3)]], N)
+    assert [left_out(events, ASK).verdict for events in (honest, shared)] == ["pass", "fail"]
+
+
+def test_who_is_dead_or_out_of_sight_by_the_time_is_not_left_out(events_of):
+    base = histories(lambda s: ASK + 30)
+    seen = events_of(base + [(s, ASK + 50, "LAB//0", 1.0) for s in range(N)], N)
+    unseen = events_of(base + [(s, ASK + 50, "LAB//0", 1.0) for s in HALF], N)
+    dead = [(s, ASK + 5, "MEDS_DEATH") for s in range(N) if s not in HALF]
+    died = events_of(base + [(s, ASK + 50, "LAB//0", 1.0) for s in range(N)] + dead, N)
+    assert [left_out(events, ASK + 20).verdict for events in (seen, unseen, died)] == ["fail", "pass", "pass"]

@@ -63,12 +63,12 @@ def sized(events_of, extra: int) -> tuple:
     return events_of(rows, N), Rows(np.arange(N), np.full(N, 100 * HOUR_US), y.astype(float))
 
 
-@pytest.mark.parametrize(("extra", "verdict"), [(0, "pass"), (20, "warn")])
+@pytest.mark.parametrize(("extra", "verdict"), [(0, "pass"), (5, "pass"), (20, "warn")])
 def test_record_size_warns_only_where_its_own_interval_is_above_060(events_of, extra, verdict):
     assert record_size_tells(*sized(events_of, extra)).verdict == verdict
 
 
-@pytest.mark.parametrize(("noise", "verdict"), [(2.0, "fail"), (0.1, "warn")])
+@pytest.mark.parametrize(("noise", "verdict"), [(2.0, "fail"), (0.5, "fail"), (0.1, "warn")])
 def test_record_size_fails_where_a_model_is_no_better(events_of, noise, verdict):
     events, rows = sized(events_of, 20)
     key = {"subject_id": rows.subject, "prediction_time": rows.t_us.astype("datetime64[us]")}
