@@ -285,6 +285,25 @@ def test_an_event_available_before_it_happened_fails(tmp_path, events):
     assert (found["verdict"], found["count"]) == ("fail", int((early["code"] == "LAB//3").sum()))
 
 
+def test_tables_and_declarations_given_to_a_whole_audit_reach_their_checks(tmp_path, events, labels):
+    folder = write(tmp_path / "cohort", events, labels)
+    key = labels[["subject_id", "prediction_time"]]
+    y = labels["boolean_value"].to_numpy()
+    noise = np.random.default_rng(0).normal(size=len(y))
+    key.assign(score=y + 0.1 * noise).to_parquet(tmp_path / "scores.parquet")
+    key.assign(y=y, env_bayes_both=y + noise).to_parquet(tmp_path / "oracle.parquet")
+    (folder / "labels" / "death" / "task.json").write_text('{"window_days": [-1, 30]}')
+    tables = {"scores_file": tmp_path / "scores.parquet", "oracle_file": tmp_path / "oracle.parquet"}
+    found = findings(audit(folder, **tables))
+    assert (found["16"]["verdict"], found["4f"]["verdict"]) == ("fail", "fail")
+    assert "the model 1.00" in found["10"]["sentence"]
+
+
+def test_a_run_given_to_a_whole_audit_is_asked(ct_ehr_run, ct_ehr_cohort):
+    found = findings(audit(ct_ehr_cohort, run=ct_ehr_run))
+    assert (found["2"]["verdict"], found["14b"]["verdict"]) == ("pass", "pass")
+
+
 def test_a_task_that_does_not_exist_is_refused(tmp_path, events, labels):
     with pytest.raises(Refusal, match="LABELS_MISSING"):
         audit(write(tmp_path / "cohort", events, labels), ["relapse"])
