@@ -47,7 +47,7 @@ def codes_of(one):
 
 
 def test_the_package_finds_each_stay_with_its_hours_and_its_end(stays, store):
-    frame, counts = derive_stays(store, StaysConfig(min_los_hours=0))
+    frame, counts = derive_stays(store, StaysConfig(min_los_hours=0, min_observations=0))
     assert counts["kept"] == 60
     assert counts["rows_after_death"] == 0
     assert counts["deaths"] == (stays.death_h != NONE).sum()
@@ -64,7 +64,7 @@ def test_the_package_finds_each_stay_with_its_hours_and_its_end(stays, store):
 
 
 def test_the_text_of_an_hour_holds_its_labs_and_its_treatment_and_nothing_else(stays, store):
-    frame, _ = derive_stays(store, StaysConfig(min_los_hours=0))
+    frame, _ = derive_stays(store, StaysConfig(min_los_hours=0, min_observations=0))
     writer = TextWriter(store)
     for row, stay in enumerate(iterate(frame)):
         texts = writer(stay)
