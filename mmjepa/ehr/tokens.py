@@ -14,14 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjepa.config import build, to_plain
-from mmjepa.ehr.saved import content_hash
+from mmjepa.ehr.saved import content_hash, load_form, save_form
 from mmjepa.ehr.store import EventStore
-from mmjepa.files import read_json, write_json
 from mmjepa.refusal import Refusal
 
 PAD, UNKNOWN, FIRST = 0, 1, 2
 DAY_US = 86_400_000_000
-VERSION = 2
+KIND, VERSION = "tokens", 3
 
 
 @dataclass(frozen=True)
@@ -136,8 +135,7 @@ class JointTokens:
 
     def save(self, path: Path | str) -> None:
         """Write the JSON."""
-        content = self._content()
-        write_json(path, {"hash": content_hash(content)} | content)
+        save_form(path, self._content())
 
     @property
     def hash(self) -> str:
@@ -146,34 +144,19 @@ class JointTokens:
 
     @classmethod
     def load(cls, path: Path | str, *, expected: str | None = None) -> "JointTokens":
-        """Read the JSON. Raises TOKENS_BROKEN, and TOKENS_HASH when its content is not what its hash, or ``expected``, says."""
-        content = read_json(path)
+        """Read the JSON; ``expected``: the hash that it must have. Raises the Refusals of ``saved.load_form``."""
+        content = load_form(path, KIND, VERSION, expected)
         try:
-            found = content.pop("hash")
-            if content.pop("version") != VERSION:
-                raise ValueError("another version")
             columns = (np.array(content[name], np.float64) for name in ("low", "high", "mean", "std"))
-            edges = content["edges"]
-            tokens = cls(
-                build(TokensConfig, content["config"]),
-                tuple(content["codes"]),
-                *columns,
-                fitted_on=content["fitted_on"],
-                edges=None if edges is None else np.array(edges, np.float64),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise Refusal("TOKENS_BROKEN", f"{path} is not a token file ({error})", "Fit the tokens again") from None
-        if found != tokens.hash or expected not in (None, found):
-            raise Refusal(
-                "TOKENS_HASH",
-                f"{path} is not the token file that was fitted",
-                "Use the one that the model was trained with",
-            )
-        return tokens
+            edges = None if content["edges"] is None else np.array(content["edges"], np.float64)
+            config = build(TokensConfig, content["config"])
+            return cls(config, tuple(content["codes"]), *columns, fitted_on=content["fitted_on"], edges=edges)
+        except (KeyError, TypeError, ValueError):
+            raise Refusal("FORM_BROKEN", f"{path} holds no joint tokens", "Fit the form again") from None
 
     def _content(self) -> dict[str, Any]:
         columns = {name: _or_null(getattr(self, name)) for name in ("low", "high", "mean", "std")}
-        known = {"version": VERSION, "fitted_on": self.fitted_on, "config": to_plain(self.config)}
+        known = {"kind": KIND, "version": VERSION, "fitted_on": self.fitted_on, "config": to_plain(self.config)}
         edges = None if self.edges is None else [_or_null(row) for row in self.edges]
         return known | {"codes": list(self.codes), "edges": edges} | columns
 

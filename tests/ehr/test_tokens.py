@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjepa.ehr.batches import BatchesConfig, EventBatches
+from mmjepa.ehr.saved import save_form
 from mmjepa.ehr.store import EventStore
 from mmjepa.ehr.tokens import FIRST, PAD, UNKNOWN, JointTokens, TokensConfig
 from mmjepa.refusal import Refusal
@@ -249,14 +250,14 @@ def test_saved_tokens_load_unchanged_and_changed_ones_are_refused(tmp_path):
     loaded = JointTokens.load(file, expected=tokens.hash)
     assert (loaded.hash, loaded.fitted_on, loaded.codes, loaded.config) == (tokens.hash, "x", tokens.codes, CONFIG)
     np.testing.assert_array_equal(loaded.mean, tokens.mean)
-    with pytest.raises(Refusal, match="TOKENS_HASH"):
+    with pytest.raises(Refusal, match="FORM_HASH"):
         JointTokens.load(file, expected=replace(tokens, fitted_on="y").hash)
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"mean": [0.0, None]}))
-    with pytest.raises(Refusal, match="TOKENS_HASH"):
+    with pytest.raises(Refusal, match="FORM_HASH"):
         JointTokens.load(file)
-    file.write_text(json.dumps([]))
-    with pytest.raises(Refusal, match="TOKENS_BROKEN"):
+    save_form(file, {"kind": "tokens", "version": content["version"]})
+    with pytest.raises(Refusal, match="FORM_BROKEN"):
         JointTokens.load(file)
 
 
