@@ -60,13 +60,17 @@ def _data_verbs(verbs: Any) -> None:
         "read MEDS records and CT images into a cohort folder",
         "Reads a source folder (ehr/, images/, labels/, identity/), a bare MEDS root or a tree of DICOM/NIfTI files. A bad "
         "item is refused with a code and counted, never replaced. Run it again with the same --out: what is unchanged is "
-        "not read twice. `mmjepa ingest ct SOURCE` takes the images alone and lists every volume.",
+        "not read twice. `mmjepa ingest ct SOURCE` takes the images alone and lists every volume, `mmjepa ingest ehr SOURCE` the "
+        "records alone.",
         "mmjepa ingest source --out cohort",
         "a cohort: ehr/ (MEDS), ct/ (volumes, index, manifest), labels/, store/",
         show=cli_show.ingest,
     )
     ingest.add_argument(
-        "source", nargs="*", metavar="[ct] SOURCE", help="the source folder; after `ct` its images alone"
+        "source",
+        nargs="*",
+        metavar="[ct|ehr] SOURCE",
+        help="the source folder; after `ct` its images alone, after `ehr` its records",
     )
     ingest.add_argument("--out", type=Path, required=True, help="the cohort folder, new or made by an earlier ingest")
     ingest.add_argument("--ehr", type=Path, help="a MEDS root, when it is not SOURCE/ehr")
@@ -282,17 +286,19 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ingest(options: argparse.Namespace) -> Result:
-    from mmjepa.ingest import explain, ingest, ingest_ct
+    from mmjepa.ingest import explain, ingest, ingest_ct, ingest_ehr
 
     names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu", "form")
     settings = {name: getattr(options, name) for name in names}
     match options.source:
+        case ["ehr", text] if not (options.ehr or options.ct):
+            return ingest_ehr(Path(text), options.out), 0
         case ["ct", text] if not (options.ehr or options.ct):
             images_alone, source = True, Path(text)
         case [] | [_]:
             images_alone, source = False, Path(options.source[0]) if options.source else None
         case _:
-            raise Refusal("USAGE", "want one source folder, or ct and a folder", "See mmjepa ingest --help")
+            raise Refusal("USAGE", "want one source folder, or ct (ehr) and a folder", "See mmjepa ingest --help")
     if options.explain:
         identity = {name: settings[name] for name in ("crosswalk", "salt")}
         return explain(source, options.out, options.explain, ct=options.ct, **identity)

@@ -1,7 +1,9 @@
 """A source folder into a cohort: records, images, labels, and the store built from them."""
 
 import os
+import resource
 import shutil
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +58,7 @@ def ingest(
     1 to 10 years back; their salt is then made in ``<out>.salt.txt`` beside the cohort.
 
     Returns the counts of both parts (of the images with the reasons of refusals and the path of the table), ``unpaired`` (why images
-    go with no record: reason -> count), the number of subjects with both as ``mmjepa.pairing.pair`` finds them, ``notes`` for people.
+    go with no record: reason -> count), ``pairing`` (the report of ``mmjepa.pairing.pair``), the number of subjects with both as ``mmjepa.pairing.pair`` finds them, ``notes`` for people.
     Raises Refusal: SOURCE_MISSING, SOURCE_EMPTY, SOURCE_PARTS, OUT_NOT_COHORT, OUT_IN_SOURCE, OUTPUT_EXISTS and those of the readers.
     """
     out = Path(out)
@@ -79,6 +81,7 @@ def ingest(
         if cohort.images_paired:
             pairs, report = pair(pd.read_parquet(out / "ct" / "index.parquet"), store)
             result["subjects_with_both"] = int(pairs["subject_id"].nunique())
+            result["pairing"] = report
             result["unpaired"] = {reason: n for reason, n in report["unmatched"].items() if n}
     return {**result, "notes": notes}
 
@@ -102,6 +105,28 @@ def ingest_ct(
     _check(out, source, workers)
     manifest = _images(found.images or source, found, out, notes, workers=workers, **settings)
     return {"cohort": str(out), **_counts(manifest, out), "volumes": manifest["volumes"], "notes": notes}
+
+
+def ingest_ehr(source: Path, out: Path) -> dict[str, Any]:
+    """The records of ``source`` alone (a MEDS root, or a folder with ``ehr/``), as ``ingest`` takes them in, and the store of them.
+
+    Returns the counts of rows, subjects, codes, splits and labels, the store's fingerprint, and what it cost: ``seconds`` of wall
+    time, ``peak_memory_mib`` of this process, pages of mapped files included. Raises the refusals of ``ingest``.
+    """
+    begin, out = time.perf_counter(), Path(out)
+    _check(out, source, 1)
+    counts = _records(source, out)
+    store = Cohort.open(out).events()
+    return {
+        "cohort": str(out),
+        **counts,
+        "rows": len(store.codes) + len(store.static_codes),
+        "subjects": len(store.subjects),
+        "codes": len(store.vocabulary),
+        "fingerprint": store.fingerprint,
+        "seconds": round(time.perf_counter() - begin, 2),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
 
 
 def explain(

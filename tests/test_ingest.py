@@ -176,6 +176,18 @@ def test_images_alone_leave_the_records_out_and_list_every_volume(tmp_path, imag
     assert not (tmp_path / "cohort" / "ehr").exists()
 
 
+def test_records_alone_leave_the_images_out_and_say_what_they_cost(tmp_path, images, capsys):
+    source = source_folder(tmp_path / "source")
+    (source / "images").mkdir()
+    call = ["ingest", "ehr", str(source), "--out", str(tmp_path / "cohort"), "--json"]
+    first, second = (cli.main(call) or json.loads(capsys.readouterr().out) for _ in range(2))
+    for result in (first, second):  # the second run reads nothing in and counts the same
+        assert (result["rows"], result["subjects"], result["codes"]) == (6, 3, 1)
+        assert result["seconds"] > 0 and result["peak_memory_mib"] > 0
+    assert second["unchanged"] and not images and not (tmp_path / "cohort" / "ct").exists()
+    assert cli.main(["ingest", "ehr", str(source), "--ct", "x", "--out", str(tmp_path / "o")]) == 2
+
+
 def test_the_verb_knows_the_form_for_images_alone(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(room, "ingest_ct", lambda *a, **k: calls.append((a, k)) or {"volumes": []})
