@@ -236,6 +236,11 @@ def test_charlson_is_that_of_earlier_admissions_only():
         (110160.5, "110160"),
         (1e9, "1e+09"),
         (float("inf"), "inf"),
+        (9999.9, "10000"),
+        (-9999.7, "-10000"),
+        (9999.4, "9999"),
+        (9999999.9, "10000000"),
+        (0.00009999996, "0.0001"),
     ],
 )
 def test_values_read_like_values(value, text):
@@ -249,10 +254,30 @@ def test_names_come_from_the_map_then_the_description_then_the_code(tmp_path):
     assert name_and_unit("LAB//2//mg", {"LAB//2//mg": "Long\n name."}, names, ["LAB"]) == ("Long name", "mg")
     assert name_and_unit("LAB//2//UNK", {}, names, ["LAB"]) == ("2", "")
     assert name_and_unit("CREATININE", {}, names, ["LAB"]) == ("CREATININE", "")
-    assert name_and_unit("MEDICATION//START//UNK", {}, names, ["LAB"]) == ("START", "")
+    assert name_and_unit("MEDICATION//START//UNK", {}, names, ["LAB"]) == ("START UNK", "")
 
 
-@pytest.mark.parametrize("text", ["code,name\nA,B\n", "code,name,unit\nA,,x\n", "code,name,unit\n,B,x\n"])
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["LAB", "//", "/", "UNK", " ", "\n", ".", "1", "mg"]), min_size=1).map("".join))
+@example("LAB//").via("a family without more")
+@example("LAB//\n").via("a blank part")
+@example(".").via("nothing but marks")
+def test_no_code_reads_as_nothing(code):
+    for descriptions in ({}, {code: " ."}):
+        name, unit = name_and_unit(code, descriptions, {}, ["LAB"])
+        assert name.strip()
+        assert name.splitlines() == [name]
+        assert unit != "UNK"
+
+
+def test_codes_whose_parts_say_nothing_are_told_apart():
+    made = [name_and_unit(code, {}, {}, ["LAB"])[0] for code in ("LAB", "LAB//", "LAB////", "LAB//UNK", "LAB//UNK//mg")]
+    assert made == ["LAB", "LAB//", "LAB////", "LAB//UNK", "LAB//UNK//mg"]
+
+
+@pytest.mark.parametrize(
+    "text", ["code,name\nA,B\n", "code,name,unit\nA,,x\n", "code,name,unit\n,B,x\n", "code,name,unit\nA,.,x\n"]
+)
 def test_a_broken_name_map_is_refused(tmp_path, text):
     (tmp_path / "names.csv").write_text(text)
     with pytest.raises(Refusal, match="NAMES_SCHEMA"):
