@@ -5,7 +5,8 @@
 
 eICU has offsets and no dates. eICU-MEDS sets every hospital discharge on 31 December, so the date of any row tells how many
 days of the stay are left. Here each subject moves by whole days to a first ICU admission on 2000-01-01: hours of day and
-distances stay as they are.
+distances stay as they are. Birth, sex and what else the ETL repeats for each unit stay is kept once, for the number of such
+rows, known early, tells of a later stay.
 """
 
 import argparse
@@ -29,7 +30,10 @@ from mmjepa.ehr.meds_io import open_root
 from mmjepa.refusal import Refusal
 
 ANCHOR_DAY = np.datetime64("2000-01-01", "D").astype(np.int64)
-ADMISSION = "ICU_ADMISSION//"
+ADMISSION, ENTRY = "ICU_ADMISSION//", "HOSPITAL_ADMISSION//"
+HALF_YEAR_US = 182.625 * meds_out.DAY_US
+#: What the ETL writes once for each unit stay, though a subject has it once: the first row stays (1) or the last (-1).
+ONCE = {"GENDER//": 1, "RACE//": 1, ENTRY: 1, "HOSPITAL_DISCHARGE//": -1, "MEDS_DEATH": -1}
 NEVER = np.iinfo(np.int64).max
 #: Codes and values as the event configuration of eICU-MEDS 0.1.0 makes them; rows without a value get no vital sign there.
 FAMILIES = (
@@ -72,7 +76,7 @@ def convert(source: Path | str, out: Path | str) -> dict:
     with meds_out.new_folder(out) as written:
         (written / "ehr" / "metadata").mkdir(parents=True)
         for path in root.shards:
-            table = moved(pq.read_table(path), path)
+            table = moved(told_once(pq.read_table(path)), path)
             subjects += pc.unique(table["subject_id"]).to_pylist()
             rows += len(table)
             target = written / "ehr" / path.relative_to(root.path)
@@ -94,6 +98,38 @@ def check(root: Path) -> None:
     ]
     if wrong:
         raise Refusal("EICU_UNLIKE", f"{root} does not look like eICU: {'; '.join(wrong)}", "Was it made by eICU-MEDS?")
+
+
+def told_once(table: pa.Table) -> pa.Table:
+    """The rows without those that repeat for each unit stay: the kinds of ``ONCE``, and births but that of the first stay.
+
+    A birth is the stay's admission (of the unit or the hospital, by the version of the ETL) less whole years, or whole years
+    and a half: the first stay's is the one that lies so before the first admission, of several the latest.
+    """
+    code = table["code"].cast(pa.string())
+    time = pc.fill_null(table["time"].cast(pa.int64()), np.iinfo(np.int64).min).to_numpy()
+    people, place = np.unique(table["subject_id"].to_numpy(), return_inverse=True)
+    keep = np.ones(len(table), bool)
+
+    def rows_of(prefix: str) -> np.ndarray:
+        rows = np.flatnonzero(pc.starts_with(code, prefix).to_numpy())
+        return rows[np.argsort(time[rows], kind="stable")]
+
+    def keep_first(rows: np.ndarray) -> None:
+        keep[rows] = False
+        keep[rows[np.unique(place[rows], return_index=True)[1]]] = True
+
+    for prefix, step in ONCE.items():
+        keep_first(rows_of(prefix)[::step])
+    births = rows_of("MEDS_BIRTH")[::-1]
+    off = np.full(len(births), np.inf)
+    for prefix in (ADMISSION, ENTRY):
+        first, rows = np.full(len(people), np.nan), rows_of(prefix)[::-1]
+        first[place[rows]] = time[rows]  # the earliest is written last
+        years = (first[place[births]] - time[births]) / HALF_YEAR_US
+        off = np.fmin(off, np.abs(years - np.round(years)))
+    keep_first(births[np.argsort(np.round(off, 5), kind="stable")])  # 5 digits: some 3 minutes
+    return table.filter(pa.array(keep))
 
 
 def moved(table: pa.Table, path: Path) -> pa.Table:

@@ -58,6 +58,35 @@ def test_only_whole_days_move_and_every_icu_admission_is_on_one_date(tmp_path, c
     assert ingest(tmp_path / "out", tmp_path / "cohort")["ehr"]["rows"] == 51
 
 
+@pytest.mark.parametrize("anchor", ["ICU", "HOSPITAL"])
+@pytest.mark.parametrize("ages", [(60, 60), (60, 61)])
+def test_a_second_unit_stay_tells_nothing_before_it_begins(tmp_path, convert, anchor, ages):
+    source, frame = write(tmp_path / "meds", {101: 20})
+    start = frame.loc[frame["code"].str.startswith(f"{anchor}_ADMISSION//"), "time"].iloc[0]
+    later = pd.Timedelta(days=9, minutes=7)
+    again = start + (later if anchor == "ICU" else pd.Timedelta(minutes=1))  # the two rows of a stay differ by a minute
+    birth = [at - pd.Timedelta(days=age * 365.25 + 182.625) for at, age in zip((start, again), ages, strict=True)]
+    frame = frame[frame["code"] != "MEDS_BIRTH"]
+    repeated = frame[frame["code"].str.startswith(("GENDER//", "HOSPITAL_"))]
+    entry = frame[frame["code"].str.startswith("HOSPITAL_ADMISSION//")]
+    second = frame[frame["code"].str.startswith("ICU_ADMISSION//")]
+    second = second.assign(time=second["time"] + later)
+    born = pd.concat([entry.assign(code="MEDS_BIRTH", time=time) for time in birth])
+    entry = entry.assign(time=entry["time"] + pd.Timedelta(minutes=1))
+    both = pd.concat([frame, born, repeated, entry, second]).sort_values("time", kind="stable", na_position="first")
+    both.astype({"time": "datetime64[us]"}).to_parquet(source / "data" / "0.parquet", index=False)
+    code, result, seen = convert("eicu", source, tmp_path / "out")
+    assert (code, result["rows"]) == (0, len(frame) + 2), seen  # one birth and the admission to the unit
+    out = pd.read_parquet(tmp_path / "out" / "ehr" / "data" / "0.parquet")
+    (born,) = out.loc[out["code"] == "MEDS_BIRTH", "time"]
+    admitted = out.loc[out["code"].str.startswith(f"{anchor}_ADMISSION//"), "time"].min()
+    age = (admitted - born) / pd.Timedelta(days=365.25)
+    assert age == pytest.approx(60.5, abs=1e-5)  # nine days are 0.025 years
+    for family in ("GENDER//", "HOSPITAL_ADMISSION//", "HOSPITAL_DISCHARGE//"):
+        assert out["code"].str.startswith(family).sum() == 1
+    assert out.loc[out["code"].str.startswith("ICU_ADMISSION//"), "time"].diff().iloc[-1] == later
+
+
 @pytest.mark.parametrize(
     ("rows", "name"),
     [
