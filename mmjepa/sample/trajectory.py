@@ -4,7 +4,7 @@ Slots of a window (arXiv 2605.10840): [d, s1, a1, ..., sT, aT] at positions 0, 1
 hour(s_k) = hour(a_k) = k. The output at s_k is compared with the latent of s_{k+1}. Equal texts are encoded once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,9 @@ import torch
 
 from mmjepa.batch import Batch, Layout, SequenceView, View
 from mmjepa.cohort import Cohort
-from mmjepa.ehr.names import read_names
+from mmjepa.ehr.hourly import HourlyForm
 from mmjepa.ehr.stays import HOUR_US, Stay, StaysConfig, derive_stays, iterate
-from mmjepa.ehr.text import NO_ACTION, HourlyTextConfig, TextWriter
+from mmjepa.ehr.text import NO_ACTION, HourlyTextConfig
 from mmjepa.ehr.tokenizer import SentenceTokenizer
 from mmjepa.ehr.windows import windows
 from mmjepa.keyed import generator
@@ -34,7 +34,8 @@ ActionPolicy = Literal["recorded", "hold", "none"]
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryViews:
     """window, stride: hours. min_hours: shortest window used. max_tokens: longest text; what is cut is counted. names:
-    a csv (code, name, unit) that says in words what a code means. vocabulary: size of a tokenizer trained here."""
+    a csv (code, name, unit) that says in words what a code means, read when the text form is fitted. vocabulary: size of a
+    tokenizer trained here."""
 
     kind: Literal["trajectory"] = "trajectory"
     window: int = 72
@@ -112,6 +113,7 @@ class TrajectorySampler:
         self,
         cohort: Cohort,
         config: TrajectoryViews,
+        form: HourlyForm,
         tokenizer: Any,
         *,
         seed: int,
@@ -121,7 +123,7 @@ class TrajectorySampler:
         self.fingerprint = cohort.fingerprint
         self.vocabulary = len(tokenizer)
         self.corpus_of = Corpus(tokenizer, config.max_tokens)
-        stays, texts, counts = write_texts(cohort, config, splits)
+        stays, texts, counts = write_texts(cohort, config, form, splits)
         self.written = [
             Written(
                 stay,
@@ -239,7 +241,7 @@ class TrajectorySampler:
 
 
 def write_texts(
-    cohort: Cohort, config: TrajectoryViews, splits: Sequence[str] | None
+    cohort: Cohort, config: TrajectoryViews, form: HourlyForm, splits: Sequence[str] | None
 ) -> tuple[list[Stay], list[Any], dict[str, int]]:
     """Stays of some splits, their hourly texts, and the counts of what was left out."""
     store = cohort.events()
@@ -247,7 +249,5 @@ def write_texts(
     if splits is not None and store.splits:
         wanted = np.concatenate([store.splits.get(split, np.empty(0, dtype=np.int64)) for split in splits])
         frame = frame[frame["subject_id"].isin(wanted)]
-    names: Mapping[str, tuple[str, str]] = {} if config.names is None else read_names(config.names)
-    writer = TextWriter(store, config.text, names)
-    stays = list(iterate(frame))
+    writer, stays = form.writer(store), list(iterate(frame))
     return stays, [writer(stay) for stay in track(stays, "write hourly texts")], {**counts, "stays": len(stays)}
