@@ -77,7 +77,26 @@ def test_every_block_of_the_ct_page_runs(ct_source, tmp_path, monkeypatch, capsy
     assert names["batch"].voxels.shape == (4, 3, 32, 32, 32)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/ct.md", "BENCHMARKS.md"])
+def test_every_block_of_the_ehr_page_runs(tmp_path, monkeypatch, capsys):
+    from synthetic.cli import main as synthetic
+
+    page = (ROOT / "docs" / "ehr.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert synthetic(["generate", "--icu", "--patients", "60", "--out", "source"]) == 0
+    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
+    names: dict[str, object] = {}
+    for kind, block in re.findall(r"```(sh|python)\n(.*?)```", page, flags=re.DOTALL):
+        if kind == "sh":
+            assert all(main(shlex.split(line, comments=True)[1:]) == 0 for line in block.splitlines())
+        else:
+            exec(compile(block, "docs/ehr.md", "exec"), names)
+    assert "39 labels, 8 true" in capsys.readouterr().err
+    assert (tmp_path / "cohort" / "labels" / "hospital_mortality" / "task.json").is_file()
+    assert names["batch"].codes.shape[1] <= 128
+    assert names["daily"].hash
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/ct.md", "docs/ehr.md", "datasets/README.md", "BENCHMARKS.md"])
 def test_links_between_pages_lead_somewhere(page):
     links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text())
     assert all(((ROOT / page).parent / link).exists() for link in links)
