@@ -225,7 +225,10 @@ def add_deaths(root: meds_out.MedsOut, path: Path) -> None:
 
 
 def hold_until_visit_ends(table: pa.Table) -> pa.Table:
-    """A diagnosis of a visit is known when the visit ends, never before; the visit and its diagnoses share a shard."""
+    """A diagnosis of a visit is known when the visit ends, never before; the visit and its diagnoses share a shard.
+
+    Where the end is not on record (no date, one before the start, no such visit), it is known with the person's last row.
+    """
     held = pc.fill_null(table["from_visit"], False).to_numpy()
     ends = table.filter(pc.starts_with(table["code"], END + "//"))
     order = np.argsort(ends["visit_id"].to_numpy(), kind="stable")
@@ -235,8 +238,12 @@ def hold_until_visit_ends(table: pa.Table) -> pa.Table:
     wanted = pc.fill_null(table["visit_id"].filter(pa.array(held)), -1).to_numpy()
     place = np.searchsorted(ids, wanted, side="right") - 1
     found = (place >= 0) & (ids[place] == wanted) if len(ids) else np.zeros(len(wanted), bool)
-    rows = np.flatnonzero(held)[found]
-    known[rows] = np.maximum(known[rows], times[place[found]])
+    ended, open_ = np.flatnonzero(held)[found], np.flatnonzero(held)[~found]
+    known[ended] = np.maximum(known[ended], times[place[found]])
+    people, person = np.unique(table["subject_id"].to_numpy(), return_inverse=True)
+    last = np.zeros(len(people), np.int64)
+    np.maximum.at(last, person, known)
+    known[open_] = last[person[open_]]
     later = known > pc.fill_null(table["time"].cast(ID), np.iinfo(np.int64).max).to_numpy()
     available = pa.array(known, TIME, mask=~later)
     place_of = table.schema.get_field_index("available_time")

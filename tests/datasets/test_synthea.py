@@ -110,8 +110,18 @@ def test_a_diagnosis_of_a_visit_is_known_when_the_visit_ends(events):
         (str(BIG), "2010-06-01 00:00:00", "2010-06-01 23:59:59.999999"),
         (str(BIG), "2010-07-01 00:00:00", "2010-07-01 23:59:59.999999"),  # of no visit: its own day
         ("2", "2011-01-01 10:00:00", "2011-01-02 23:59:59.999999"),  # the visit's end is a bare date
-        ("2", "2011-05-05 09:00:00", "2011-05-05 09:00:00"),  # the visit ends before it starts: no end
+        ("2", "2011-05-05 09:00:00", "2012-02-29 23:59:59.999999"),  # it ends before it starts: with the last row
     ]
+
+
+@pytest.mark.parametrize("visit", ["15,2,9201,2011-03-01,2011-03-01 08:00:00,,", None])
+def test_a_diagnosis_of_a_visit_whose_end_is_not_on_record_is_known_with_the_last_row(tmp_path, convert, visit):
+    tables = {"condition_occurrence": ["2,320128,2011-03-01,2011-03-01 08:05:00,15"], "death": []}
+    tables |= {"visit_occurrence": [visit]} if visit else {}
+    tables |= {"measurement": ["2,3004249,2011-04-02,,1,,1,", f"{BIG},3004249,2015-01-01,,1,,1,"]}
+    assert convert("synthea", write(tmp_path / "source", **tables), tmp_path / "out")[0] == 0
+    (known,) = rows_of(read(tmp_path / "out"), "SNOMED/59621000", "known")[0]
+    assert known == ("2011-04-02 23:59:59.999999" if visit else "2011-05-05 09:00:00")
 
 
 def test_a_row_of_unknown_hour_is_known_at_the_end_of_its_day(events):
@@ -206,7 +216,8 @@ def test_no_diagnosis_is_known_before_its_visit_ends(tmp_path_factory, synthea, 
     day = pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
     whole = lambda time: time.normalize() + day if time == time.normalize() else time  # noqa: E731
     ends = {n: whole(moment(a + b)) for n, (a, b) in enumerate(visits)}
-    want = sorted((moment(m), max(whole(moment(m)), ends.get(v, whole(moment(m))))) for m, v in rows)
+    last = pd.Timestamp("2012-02-29") + day  # the death
+    want = sorted((moment(m), max(whole(moment(m)), ends.get(v, last))) for m, v in rows)
     assert sorted(zip(found["time"], found["known"], strict=True)) == want
 
 
