@@ -1,4 +1,4 @@
-"""The verbs of ``mmjepa``: arguments in, one function of the package called, its result shown. No logic of its own."""
+"""The verbs of ``mmjepa`` and their arguments. ``cli_calls`` holds what each calls, ``cli_show`` how its result is shown."""
 
 import argparse
 import math
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmjepa import __version__, cli_show
+from mmjepa import __version__, cli_calls, cli_show
 from mmjepa.console import Result, run, show_mapping
 from mmjepa.refusal import Refusal
 
@@ -56,7 +56,7 @@ def _data_verbs(verbs: Any) -> None:
     ingest = _verb(
         verbs,
         "ingest",
-        _ingest,
+        cli_calls.ingest,
         "read MEDS records and CT images into a cohort folder",
         "Reads a source folder (ehr/, images/, labels/, identity/), a bare MEDS root or a tree of DICOM/NIfTI files. A bad "
         "item is refused with a code and counted, never replaced. Run it again with the same --out: what is unchanged is "
@@ -110,7 +110,7 @@ def _data_verbs(verbs: Any) -> None:
     label = _verb(
         verbs,
         "label",
-        _label,
+        cli_calls.label,
         "make labels from a task file",
         "Evaluates a task file in the language of ACES on the records of a cohort; datasets/*/tasks hold built-in ones. What of the "
         "language is not understood is refused. Who is lost before the outcome could be known is left out and counted.",
@@ -127,7 +127,7 @@ def _data_verbs(verbs: Any) -> None:
     audit = _verb(
         verbs,
         "audit",
-        _audit,
+        cli_calls.audit,
         "look for what would leak the answer into a cohort and its labels",
         "Checks splits, label times and windows, label-revealing codes, discharge-stamped rows, events after death, single "
         "features that give the label away, who was left out, images, fitted statistics. Each finding says what it counted and what to do. A failure exits with 1.",
@@ -146,13 +146,13 @@ def _data_verbs(verbs: Any) -> None:
     forms = _verb(
         verbs,
         "forms",
-        _forms,
+        cli_calls.forms,
         "print some hours of one ICU stay in all four text and token forms beside the raw rows",
         "For checking by eye that the forms say what the records say. What is printed is the record of a person: no id "
         "and no date, but every code and value of these hours. Forms are fitted on the training split.",
         "mmjepa forms cohort --subject 7 --stay 0 --hours 0:6",
         "the raw rows, hourly text, daily text, joint tokens and ended encounters",
-        show=_show_forms,
+        show=cli_show.forms,
     )
     forms.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
     forms.add_argument("--subject", type=int, required=True, help="whose record")
@@ -165,7 +165,7 @@ def _data_verbs(verbs: Any) -> None:
     _verb(
         verbs,
         "doctor",
-        _doctor,
+        cli_calls.doctor,
         "check this installation and say what to do about what is missing",
         "Checks Python, package versions, threads, CUDA, DICOM decoders, torchvision and timm, disk space. Exits with 2 "
         "if something the core needs is broken, says limited if another part is.",
@@ -179,7 +179,7 @@ def _model_verbs(verbs: Any) -> None:
     pretrain = _verb(
         verbs,
         "pretrain",
-        _pretrain,
+        cli_calls.pretrain,
         "pretrain a model as a config says",
         "Trains what the YAML config describes; key=value arguments override it (nested keys with dots). An existing run "
         "folder is never overwritten.",
@@ -192,7 +192,7 @@ def _model_verbs(verbs: Any) -> None:
     embed = _verb(
         verbs,
         "embed",
-        _embed,
+        cli_calls.embed,
         "write one latent vector per subject and prediction time",
         "Encodes each CT with its record, or each hour of a stay, with the model of a run, seeing only what was known then.",
         "mmjepa embed runs/demo cohort --out embeddings.parquet",
@@ -205,7 +205,7 @@ def _model_verbs(verbs: Any) -> None:
     evaluate = _verb(
         verbs,
         "evaluate",
-        _evaluate,
+        cli_calls.evaluate,
         "judge an embedding table, ours or any other, against labels",
         "Fits a linear probe on the labelled subjects of train and tuning (its penalty chosen by folds of subjects inside them) "
         "and judges held_out, with intervals by subject; `tuned` is that probe, `weak` the same with almost no penalty.",
@@ -224,7 +224,7 @@ def _model_verbs(verbs: Any) -> None:
     rollout = _verb(
         verbs,
         "rollout",
-        _rollout,
+        cli_calls.rollout,
         "let a trajectory model imagine the hours ahead and measure the drift",
         "Rolls the predictor forward from one hour of each held-out stay and compares with the encoder's own later latents, "
         "beside forecasts that cost nothing (copy, climatology).",
@@ -241,7 +241,7 @@ def _model_verbs(verbs: Any) -> None:
     plan = _verb(
         verbs,
         "plan",
-        _plan,
+        cli_calls.plan,
         "say what a config would train, how large and at what cost",
         "Resolves the config, counts parameters and steps, estimates memory and work; needs neither data nor weights.",
         "mmjepa plan recipes/configs/ct_ehr_small.yaml",
@@ -285,31 +285,6 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("cohort", type=Path, help="a cohort folder")
 
 
-def _ingest(options: argparse.Namespace) -> Result:
-    from mmjepa.ingest import explain, ingest, ingest_ct, ingest_ehr
-
-    names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu", "form")
-    settings = {name: getattr(options, name) for name in names}
-    match options.source:
-        case ["ehr", text] if not (options.ehr or options.ct):
-            return ingest_ehr(Path(text), options.out), 0
-        case ["ct", text] if not (options.ehr or options.ct):
-            images_alone, source = True, Path(text)
-        case [] | [_]:
-            images_alone, source = False, Path(options.source[0]) if options.source else None
-        case _:
-            raise Refusal("USAGE", "want one source folder, or ct (ehr) and a folder", "See mmjepa ingest --help")
-    if options.explain:
-        identity = {name: settings[name] for name in ("crosswalk", "salt")}
-        return explain(source, options.out, options.explain, ct=options.ct, **identity)
-    if images_alone and source:
-        images = result = ingest_ct(source, options.out, **settings)
-    else:
-        result = ingest(source, options.out, ehr=options.ehr, ct=options.ct, **settings)
-        images = result.get("ct") or {}
-    return result, 2 if images.get("accepted") == 0 else 0
-
-
 def _two_numbers(text: str) -> tuple[float, float]:
     slope, intercept = map(float, text.split(","))
     if not (slope > 0 and math.isfinite(slope) and math.isfinite(intercept)):
@@ -317,88 +292,9 @@ def _two_numbers(text: str) -> tuple[float, float]:
     return slope, intercept
 
 
-def _label(options: argparse.Namespace) -> Result:
-    from mmjepa.ehr.tasks import label
-
-    return label(options.cohort, options.task, options.predicates, options.out, events=options.events)
-
-
-def _audit(options: argparse.Namespace) -> Result:
-    from mmjepa.audit import audit
-
-    given = {"run": options.run, "scores_file": options.scores, "oracle_file": options.oracle}
-    result = audit(options.cohort, options.labels, **given)
-    return result, int(result["verdict"] == "fail")
-
-
 def _hours(text: str) -> tuple[int, int]:
     first, last = map(int, text.split(":"))
     return first, last
-
-
-def _forms(options: argparse.Namespace) -> Result:
-    from mmjepa.ehr.show import show_forms
-
-    where = {"stay": options.stay, "hours": options.hours, "names": options.names}
-    return show_forms(options.cohort, options.subject, **where)
-
-
-def _show_forms(result: Mapping[str, Any]) -> None:
-    from mmjepa.ehr.show import print_forms
-
-    print_forms(result)
-
-
-def _doctor(options: argparse.Namespace) -> Result:
-    from mmjepa.doctor import doctor
-
-    result = doctor()
-    return result, 2 if result["verdict"] == "broken" else 0
-
-
-def _pretrain(options: argparse.Namespace) -> Result:
-    from mmjepa.pretrain import pretrain, read_config
-
-    return pretrain(read_config(options.config, options.overrides))
-
-
-def _embed(options: argparse.Namespace) -> Result:
-    from mmjepa.embed import embed
-
-    return embed(options.run, options.cohort, options.out, untrained=options.untrained)
-
-
-def _evaluate(options: argparse.Namespace) -> Result:
-    from mmjepa.evaluate.judge import evaluate_files
-
-    return evaluate_files(
-        options.embeddings,
-        options.labels,
-        outside=options.outside,
-        outside_labels=options.outside_labels,
-        train_limit=options.train_limit,
-        seed=options.seed,
-        draws=options.draws,
-    )
-
-
-def _rollout(options: argparse.Namespace) -> Result:
-    from mmjepa.embed import rollout_table
-
-    return rollout_table(
-        options.run,
-        options.cohort,
-        options.out,
-        from_hour=options.from_hour,
-        horizon=options.horizon,
-        draws=options.draws,
-    )
-
-
-def _plan(options: argparse.Namespace) -> Result:
-    from mmjepa.plan import plan_file
-
-    return plan_file(options.config, options.overrides)
 
 
 if __name__ == "__main__":

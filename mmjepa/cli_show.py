@@ -92,3 +92,10 @@ def doctor(result: Mapping[str, Any]) -> None:
         print(f"{part['state']:<9}{part['part']}: {part['found']}{advice}", file=sys.stderr)
     names = f" (broken: {', '.join(result['broken'])})" if result["broken"] else ""
     print(f"verdict: {result['verdict']}{names}", file=sys.stderr)
+
+
+def forms(result: Mapping[str, Any]) -> None:
+    """The forms of some hours of a stay beside its raw rows."""
+    from mmjepa.ehr.show import print_forms
+
+    print_forms(result)
