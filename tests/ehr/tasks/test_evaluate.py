@@ -120,6 +120,15 @@ def test_labels_equal_a_slow_reading(make_store, events, task):
     assert rows(found) == slowly(events, task)
 
 
+@pytest.mark.parametrize(("inclusive", "label"), [((False, True), False), ((False, False), True)])
+def test_a_far_end_that_is_included_may_lie_at_the_near_end_as_in_aces(
+    make_store, make_task, within, window, inclusive, label
+):
+    store = make_store([(1, 0, "IN"), (1, 0, "OUT"), (1, 2, "EVENT"), (1, 4, "OUT")])
+    ahead = window("input.end", "start -> out", inclusive, label="event")
+    assert rows(evaluate(store, make_task(within() | {"target": ahead}))) == [(1, 0, label)]
+
+
 def test_counts_of_values_and_of_events_at_once(make_store, make_task, within):
     limits = {"high": {"code": "LAB", "value_min": 5, "value_min_inclusive": True}, "both": {"expr": "and(high, in)"}}
     events = [(1, 0, "IN"), (1, 5, "EVENT"), (2, 0, "IN"), (2, 0, "LAB", 5.0), (3, 0, "IN"), (3, 0, "LAB", 4.9)]
