@@ -3,7 +3,8 @@
 A small Qwen3 on the CPU, one thread: forward to the state of each text's last token, backward, AdamW. All three see the same
 texts: runs of 32 from the demo's texts in order of length, evenly spread, as length-bucketed batches; the same ones shuffled
 into random batches, padded, and packed as the encoder packs. Padded batches need no mask: what is behind a text's end is not
-seen by it. They take turns. ``largest_difference``: of packed latents from one-by-one ones, over the first random batch.
+seen by it. They take turns. ``tokens_a_text`` beside ``tokens_a_text_of_all``: how like all texts those taken are.
+``largest_difference``: of packed latents from one-by-one ones, over the first random batch.
 """
 
 from collections.abc import Iterator
@@ -67,6 +68,8 @@ def run(options: Options) -> Iterator[dict[str, Any]]:
         bucketed_tokens_per_s=tokens / sorted_,
         texts=batches * size,
         tokens=tokens,
+        tokens_a_text=tokens / (batches * size),
+        tokens_a_text_of_all=float(lengths.mean()),
         longest=int(max(lengths[ids].max() for ids in mixed)),
         largest_difference=_difference(encoder, corpus, mixed[0]),
     )
