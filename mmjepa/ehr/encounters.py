@@ -29,7 +29,8 @@ _ICD = re.compile(r"ICD(?://|[-_])?(9|10)(?:CM)?//?([A-Z0-9.]+)", re.IGNORECASE)
 class EncountersConfig:
     """Code prefixes (of whole ``//`` or ``/`` parts) of the rows that make an encounter.
 
-    drug_start, drug_stop: what stands behind them, up to the next ``//``, is the drug.
+    drug_start, drug_stop: what stands behind them, up to the next ``//``, is the drug. drug: families whose codes of two
+        parts, as ``MEDICATION//heparin``, are a start too; a third part says what happened (``Not Given``) and is not read.
     drugs_when: ``stay`` takes drugs started in the encounter; ``admission``, as published, those running at its admission,
         of which inpatient orders have few: see ``EncounterForm.coverage``. A start without a stop runs for a day.
     max_encounters: the first ones that are kept; nobody is left out for having more.
@@ -39,8 +40,9 @@ class EncountersConfig:
     discharge: str = "HOSPITAL_DISCHARGE"
     death: str = "MEDS_DEATH"
     diagnosis: tuple[str, ...] = ("DIAGNOSIS", "CONDITION", "ICD9CM", "ICD10CM", "SNOMED")
-    drug_start: tuple[str, ...] = ("MEDICATION//START", "RxNorm")
-    drug_stop: tuple[str, ...] = ("MEDICATION//STOP",)
+    drug_start: tuple[str, ...] = ("MEDICATION//START", "MEDICATION//STARTED", "RxNorm")
+    drug_stop: tuple[str, ...] = ("MEDICATION//STOP", "MEDICATION//STOPPED")
+    drug: tuple[str, ...] = ("MEDICATION",)
     drugs_when: Literal["stay", "admission"] = "stay"
     max_encounters: int = 20
 
@@ -54,6 +56,7 @@ class Encounter(NamedTuple):
 
     codes: sorted, as the model sees them (ICD-10 dotted, its F-codes cut to three characters, ICD-9 as it is). full: the
     same uncut, for labels. icd10, icd9: whether any of either. drugs: sorted, lower case. alive: at discharge.
+    known_us: when the last of its rows became known; with ``drugs_when="admission"`` their stops may come later.
     """
 
     admit_us: int
@@ -65,6 +68,7 @@ class Encounter(NamedTuple):
     icd9: bool
     drugs: tuple[str, ...]
     alive: bool
+    known_us: int = NEVER
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,20 @@ class EncounterForm:
         visit_of = _Assigned(stays, time[at["admission"]], hadm[at["admission"]])
         sets: list[set[tuple[str, str, int]]] = [set() for _ in stays]
         rows = at["diagnosis"]
-        for row, visit in zip(rows.tolist(), visit_of(time[rows], hadm[rows]).tolist(), strict=True):
+        visits = visit_of(time[rows], hadm[rows])
+        for row, visit in zip(rows.tolist(), visits.tolist(), strict=True):
             if visit >= 0:
                 sets[visit].add(codes.diagnoses[int(code[row])])
-        drugs = self._drugs(codes, code, time, hadm, at, stays, visit_of)
+        marks = np.append(at["admission"], at["discharge"])
+        drug_rows, drug_visits = self._drug_rows(codes, code, time, hadm, at, stays, visit_of)
+        drugs: list[set[str]] = [set() for _ in stays]
+        for row, visit in zip(drug_rows.tolist(), drug_visits.tolist(), strict=True):
+            if visit >= 0 and (drug := codes.drugs.get(int(code[row]))):
+                drugs[visit].add(drug)
+        of_visit = np.concatenate([visits, visit_of(time[marks], np.full(len(marks), -1)), drug_visits])
+        available = np.asarray(store.available_us[start:stop])[np.concatenate([rows, marks, drug_rows])]
+        known = np.array([admit for admit, _ in stays])
+        np.maximum.at(known, of_visit[of_visit >= 0], available[of_visit >= 0])
         deaths = [*time[at["death"]].tolist(), *time[codes.died[code]].tolist()]
         ends = min(deaths, default=NEVER)
         return [
@@ -161,8 +175,9 @@ class EncounterForm:
                 any(version == 9 for *_, version in found),
                 tuple(sorted(taken)),
                 discharge < NEVER and ends > discharge,
+                known_us,
             )
-            for (admit, discharge), found, taken in zip(stays, sets, drugs, strict=True)
+            for (admit, discharge), found, taken, known_us in zip(stays, sets, drugs, known.tolist(), strict=True)
         ]
 
     def encode(self, encounter: Encounter) -> np.ndarray:
@@ -195,7 +210,7 @@ class EncounterForm:
     def _places(self) -> dict[str, int]:
         return {token: FIRST + i for i, token in enumerate(self.vocabulary)}
 
-    def _drugs(
+    def _drug_rows(
         self,
         codes: _Codes,
         code: np.ndarray,
@@ -204,27 +219,21 @@ class EncounterForm:
         at: Mapping[str, np.ndarray],
         stays: list[tuple[int, int]],
         visit_of: "_Assigned",
-    ) -> list[set[str]]:
-        """The drugs of each stay."""
-        found: list[set[str]] = [set() for _ in stays]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The starts of drugs, and the stay of each, -1 for none."""
         if self.config.drugs_when == "stay":
             rows = at["drug_start"]
-            visits = visit_of(time[rows], hadm[rows])
-        else:
-            both = np.sort(np.append(at["drug_start"], at["drug_stop"]))
-            named = [codes.drugs.get(one, "") for one in code[both].tolist()]
-            item, ends = np.unique(named, return_inverse=True)[1], np.isin(both, at["drug_stop"])
-            starts, stops, closer = match_intervals(item, time[both], ends, NEVER // 4)
-            rows = both[starts]
-            stops = np.where(closer < 0, time[rows] + DAY_US, stops)
-            admits = np.array([admit for admit, _ in stays])
-            visits = np.searchsorted(admits, time[rows])
-            running = visits < len(stays)
-            visits = np.where(running & (admits[np.minimum(visits, len(stays) - 1)] <= stops), visits, -1)
-        for row, visit in zip(rows.tolist(), visits.tolist(), strict=True):
-            if visit >= 0 and (drug := codes.drugs.get(int(code[row]))):
-                found[visit].add(drug)
-        return found
+            return rows, visit_of(time[rows], hadm[rows])
+        both = np.sort(np.append(at["drug_start"], at["drug_stop"]))
+        named = [codes.drugs.get(one, "") for one in code[both].tolist()]
+        item, ends = np.unique(named, return_inverse=True)[1], np.isin(both, at["drug_stop"])
+        starts, stops, closer = match_intervals(item, time[both], ends, NEVER // 4)
+        rows = both[starts]
+        stops = np.where(closer < 0, time[rows] + DAY_US, stops)
+        admits = np.array([admit for admit, _ in stays])
+        visits = np.searchsorted(admits, time[rows])
+        running = visits < len(stays)
+        return rows, np.where(running & (admits[np.minimum(visits, len(stays) - 1)] <= stops), visits, -1)
 
     def _codes(self, store: EventStore) -> _Codes:
         """What the store's codes are; made once a store."""
@@ -233,6 +242,8 @@ class EncounterForm:
             prefixes = {"admission": (config.admission,), "discharge": (config.discharge,), "death": (config.death,)}
             prefixes |= {"diagnosis": config.diagnosis, "drug_start": config.drug_start, "drug_stop": config.drug_stop}
             rests = {kind: [_rest(code, names) for code in store.vocabulary] for kind, names in prefixes.items()}
+            bare = [_rest(code, config.drug if code.count("//") == 1 else ()) for code in store.vocabulary]
+            rests["drug_start"] = [a if a is not None else b for a, b in zip(rests["drug_start"], bare, strict=True)]
             kind = {name: np.array([rest is not None for rest in each], bool) for name, each in rests.items()}
             died = np.array([bool(DIED.search(code.replace("_", " "))) for code in store.vocabulary], bool)
             diagnoses = {int(i): read_code(store.vocabulary[i]) for i in np.flatnonzero(kind["diagnosis"])}

@@ -103,6 +103,19 @@ def test_drugs_at_admission_are_those_running_then(make_store):
     assert form_of(store).of(store, 1)[0].drugs == ("inside",)
 
 
+def test_drugs_are_read_from_families_with_and_without_a_word_for_their_start(make_store):
+    codes = ["MEDICATION//SUPPORT", "MEDICATION//START//Senna", "MEDICATION//STARTED//Heparin//IV", "RxNorm/197805"]
+    silent = [
+        "MEDICATION//Insulin//Not Given",
+        "MEDICATION//STOP//Zinc",
+        "MEDICATION//STOPPED//Iron",
+        "MEDICATION//UNK",
+    ]
+    rows = [*stay(1, 0, 2), *((1, 5.0, code) for code in [*codes, *silent])]
+    (visit,) = form_of(store := make_store(rows)).of(store, 1)
+    assert visit.drugs == ("197805", "heparin", "senna", "support")
+
+
 def test_the_first_encounters_are_kept_and_nobody_is_left_out_for_having_more(make_store):
     store = make_store([row for i in range(25) for row in stay(1, 10 * i, 10 * i + 1)])
     visits = form_of(store).of(store, 1)
@@ -173,6 +186,73 @@ def test_one_sample_a_subject_by_seed_epoch_and_subject_alone(cohort):
 def test_a_target_beyond_the_history_is_refused(cohort):
     with pytest.raises(ValueError, match="target"):
         EncounterHistories(form_of(cohort), cohort, [1]).batch(np.array([[0, 3]]))
+
+
+def test_a_diagnosis_coded_after_the_targets_admission_is_not_in_its_context(make_store):
+    late = (1, 32 * DAY, "DIAGNOSIS//ICD//10//F329", np.nan, 232 * DAY, -1)
+    rows = [*stay(1, 0, 2, ["I10"]), *stay(1, 30, 32), late, *stay(1, 60, 62, ["I10"]), *stay(1, 300, 301)]
+    store = make_store(rows)
+    histories = EncounterHistories(form_of(store), store, [1])
+    batch = histories.batch(histories.samples)
+    i10, f32 = FIRST + 1, FIRST
+    assert histories.samples.tolist() == [[0, 2], [0, 3]]
+    assert batch.codes.tolist() == [[[i10], [EMPTY], [PAD]], [[i10], [f32], [i10]]]
+    assert batch.target_codes.tolist() == [[i10], [EMPTY]]
+
+
+def test_an_encounter_whose_discharge_is_on_record_too_late_is_not_in_the_context(make_store):
+    held = [(*row[:4], 70 * DAY if "DISCHARGE" in row[2] else row[4], -1) for row in stay(1, 30, 32, ["J18"])]
+    rows = [*stay(1, 0, 2, ["I10"]), *stay(1, 20, 21, ["I10"]), *held, *stay(1, 60, 62), *stay(1, 80, 81)]
+    store = make_store(rows)
+    histories = EncounterHistories(form_of(store), store, [1])
+    batch = histories.batch(np.array([[0, 3], [0, 4]]))
+    assert batch.context.tolist() == [3, 4]
+    assert batch.present.sum(1).tolist() == [2, 4]
+    assert batch.gap_days.tolist() == [40, 20]
+    assert [0, 3] in histories.samples.tolist()
+    late = [(*row[:4], 70 * DAY, -1) for row in stay(2, 0, 2)]
+    store = make_store([*late, *stay(2, 20, 21), *stay(2, 60, 61), *stay(2, 80, 81)])
+    histories = EncounterHistories(form_of(store), store, [2])
+    assert histories.samples.tolist() == [[0, 3]]
+    assert histories.one_each(0).tolist() == [[0, 3]]
+    with pytest.raises(ValueError, match="context"):
+        histories.batch(np.array([[0, 1]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    gaps=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=2, max_size=6),
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from(["DIAGNOSIS//ICD//10//I10", "DIAGNOSIS//ICD//10//F20", "MEDICATION//START//A"]),
+            st.integers(0, 80),
+            st.integers(-5, 60),
+            st.integers(-1, 5),
+        ),
+        max_size=8,
+    ),
+    held=st.dictionaries(st.integers(0, 11), st.integers(1, 40), max_size=2),
+    when=st.sampled_from(["stay", "admission"]),
+)
+def test_every_context_is_the_record_as_known_when_its_target_was_admitted(make_store, gaps, rows, held, when):
+    day, marks = 0, []
+    for number, (gap, length) in enumerate(gaps):
+        marks += [(1, (day + gap) * DAY, "HOSPITAL_ADMISSION//ER", np.nan, number)]
+        day += gap + length
+        marks += [(1, day * DAY, "HOSPITAL_DISCHARGE//HOME", np.nan, number)]
+    made = [(*row[:4], row[1] + held.get(place, 0) * DAY, row[4]) for place, row in enumerate(marks)]
+    made += [(1, at * DAY, code, np.nan, (at + delay) * DAY, hadm) for code, at, delay, hadm in rows]
+    made += [(2, 0.0, "HOSPITAL_ADMISSION//ER"), (2, DAY, "HOSPITAL_DISCHARGE//HOME")]
+    store = make_store(made)
+    form = form_of(store, drugs_when=when)
+    histories, whole = EncounterHistories(form, store, [1]), form.of(store, 1)
+    for p in range(1, len(whole)):
+        seen = form.of(store, 1, whole[p].admit_us)
+        assert ([0, p] in histories.samples.tolist()) == (len(seen) >= 2 and p >= 2)
+        if seen:
+            batch = histories.batch(np.array([[0, p]]))
+            found = [row[row != PAD].tolist() for row in batch.codes[0].numpy()]
+            assert found == [form.encode(visit).tolist() for visit in seen]
 
 
 visits = st.lists(
