@@ -1,6 +1,5 @@
 """A source folder into a cohort: records, images, labels, and the store built from them."""
 
-import os
 import resource
 import shutil
 import time
@@ -16,8 +15,8 @@ from mmjepa.ct.boxes import write_boxes
 from mmjepa.ct.explain import files_of
 from mmjepa.ct.ingest import ingest_images
 from mmjepa.ct.manifest import UNPAIRED
-from mmjepa.ehr.meds_io import ingest_meds, open_root
-from mmjepa.files import sha256
+from mmjepa.ehr.meds_io import SOURCE_FILE, MedsRoot, ingest_meds, open_root
+from mmjepa.files import read_json, sha256
 from mmjepa.identity import Crosswalk, read_salt, salt_at
 from mmjepa.labels import check_labels, place_labels, same_labels
 from mmjepa.pairing import pair
@@ -64,10 +63,10 @@ def ingest(
     out = Path(out)
     notes: list[str] = []
     found = _find(source, ehr, ct, crosswalk, salt, notes)
-    _check(out, source, workers)
+    _check(out, (source, ehr, ct), workers)
     result: dict[str, Any] = {"cohort": str(out), "ehr": None, "ct": None, "subjects_with_both": 0}
     if found.records is not None:
-        result["ehr"] = _records(found.records, out)
+        result["ehr"] = _records(found.records, out, notes)
     if found.images is not None:
         result["ct"] = _counts(_images(found.images, found, out, notes, workers=workers, **settings), out)
     if (out / "ehr").is_dir():
@@ -102,7 +101,7 @@ def ingest_ct(
     out = Path(out)
     notes: list[str] = []
     found = _find(source, None, None if (source / "images").is_dir() else source, crosswalk, salt, notes)
-    _check(out, source, workers)
+    _check(out, (source,), workers)
     manifest = _images(found.images or source, found, out, notes, workers=workers, **settings)
     return {"cohort": str(out), **_counts(manifest, out), "volumes": manifest["volumes"], "notes": notes}
 
@@ -110,12 +109,14 @@ def ingest_ct(
 def ingest_ehr(source: Path, out: Path) -> dict[str, Any]:
     """The records of ``source`` alone (a MEDS root, or a folder with ``ehr/``), as ``ingest`` takes them in, and the store of them.
 
-    Returns the counts of rows, subjects, codes, splits and labels, the store's fingerprint, and what it cost: ``seconds`` of wall
-    time, ``peak_memory_mib`` of this process, pages of mapped files included. Raises the refusals of ``ingest``.
+    Returns the counts of rows, subjects, codes, splits and labels, the store's fingerprint, what it cost: ``seconds`` of wall
+    time, ``peak_memory_mib`` of this process, pages of mapped files included, and ``notes`` for people. Raises the refusals of
+    ``ingest``.
     """
     begin, out = time.perf_counter(), Path(out)
-    _check(out, source, 1)
-    counts = _records(source, out)
+    notes: list[str] = []
+    _check(out, (source,), 1)
+    counts = _records(source, out, notes)
     store = Cohort.open(out).events()
     return {
         "cohort": str(out),
@@ -126,6 +127,7 @@ def ingest_ehr(source: Path, out: Path) -> dict[str, Any]:
         "fingerprint": store.fingerprint,
         "seconds": round(time.perf_counter() - begin, 2),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "notes": notes,
     }
 
 
@@ -235,7 +237,7 @@ def _if_file(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _check(out: Path, source: Path | None, workers: int) -> None:
+def _check(out: Path, sources: tuple[Path | None, ...], workers: int) -> None:
     try:
         place = out.resolve()
         leads_nowhere = out.is_symlink() and not out.exists()
@@ -243,8 +245,9 @@ def _check(out: Path, source: Path | None, workers: int) -> None:
         place, leads_nowhere = out, True
     if leads_nowhere:
         raise Refusal("OUT_NOT_COHORT", f"{out} is a link that leads nowhere", "Name a new folder with --out")
-    if source is not None and place.is_relative_to(source.resolve()):
-        raise Refusal("OUT_IN_SOURCE", f"{out} lies inside {source}", "Write the cohort to a folder of its own")
+    for source in sources:
+        if source is not None and place.is_relative_to(source.resolve()):
+            raise Refusal("OUT_IN_SOURCE", f"{out} lies inside {source}", "Write the cohort to a folder of its own")
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if (out.exists() and not out.is_dir()) or (there and (not there & set(COHORT_PARTS) or there & set(SOURCE_PARTS))):
         raise Refusal("OUT_NOT_COHORT", f"{out} exists and is not a cohort", "Name a new folder with --out")
@@ -270,12 +273,15 @@ def _salt_beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.salt.txt")
 
 
-def _records(source: Path, out: Path) -> dict[str, Any]:
+def _records(source: Path, out: Path, notes: list[str]) -> dict[str, Any]:
     """Take the records in, unless they are there: then they must be the same, byte for byte."""
     if not (out / "ehr").is_dir():
-        return ingest_meds(source, out)
+        counts = ingest_meds(source, out)
+        notes += counts.pop("notes")
+        return counts
     root = open_root(source / "ehr" if (source / "ehr").is_dir() else source)
-    if not _same([path.relative_to(root.path) for path in root.files()], root.path, out / "ehr"):
+    notes += root.notes
+    if not _same(root, out / "ehr"):
         raise Refusal("OUTPUT_EXISTS", f"{out} holds other records than {source}", "Name another cohort with --out")
     labels = source / "labels"
     tasks = check_labels(labels)
@@ -286,12 +292,12 @@ def _records(source: Path, out: Path) -> dict[str, Any]:
     return {"unchanged": True}
 
 
-def _same(files: list[Path], source: Path, target: Path) -> bool:
-    """Whether every file is in the target too, linked or with equal bytes."""
-    for file in files:
-        one, other = source / file, target / file
-        if not other.is_file() or one.stat().st_size != other.stat().st_size:
-            return False
-        if not os.path.samefile(one, other) and sha256(one) != sha256(other):
-            return False
-    return True
+def _same(root: MedsRoot, target: Path) -> bool:
+    """Whether the target holds the files of a source and no others: by the marks it kept of them, or else by their bytes."""
+    marks, own = root.marks(), open_root(target).marks()
+    if {name: mark[0] for name, mark in marks.items()} != {name: mark[0] for name, mark in own.items()}:
+        return False
+    kept = read_json(target / SOURCE_FILE) if (target / SOURCE_FILE).is_file() else {}
+    return all(
+        mark == kept.get(name) or sha256(root.path / name) == sha256(target / name) for name, mark in marks.items()
+    )

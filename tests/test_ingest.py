@@ -15,7 +15,7 @@ from mmjepa import cli
 from mmjepa import ingest as room
 from mmjepa.cohort import Cohort
 from mmjepa.ct.store import VolumeStore
-from mmjepa.ingest import ingest, ingest_ct
+from mmjepa.ingest import ingest, ingest_ct, ingest_ehr
 from mmjepa.refusal import Refusal
 from synthetic import generate
 
@@ -81,11 +81,53 @@ def test_a_second_run_changes_nothing_and_reads_nothing_again(tmp_path, monkeypa
     first = ingest(source, tmp_path / "cohort")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cohort").rglob("*") if path.is_file()}
     monkeypatch.setattr(room, "ingest_meds", None)
-    monkeypatch.setattr(room, "sha256", None)  # files linked on the same disk are not even hashed
+    monkeypatch.setattr(room, "sha256", None)  # the files' marks tell
     second = ingest(source, tmp_path / "cohort")
     assert second["ehr"] == {"unchanged": True}
     assert second["store"] == first["store"]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cohort").rglob("*") if path.is_file()}
+
+
+def test_a_copied_or_touched_source_is_the_same_and_a_changed_one_is_noticed(tmp_path):
+    root = meds_root(tmp_path / "meds")
+    ingest(root, tmp_path / "cohort")
+    file = root / "data" / "0.parquet"
+    stat = file.stat()
+    os.utime(file, ns=(5, 5))
+    assert ingest(root, tmp_path / "cohort")["ehr"] == {"unchanged": True}
+    other = (meds_root(tmp_path / "other", value=2.0) / "data" / "0.parquet").read_bytes()
+    assert len(other) == stat.st_size
+    file.write_bytes(other)  # over the old bytes, then dated back
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(Refusal, match="OUTPUT_EXISTS"):
+        ingest(root, tmp_path / "cohort")
+    assert (pd.read_parquet(tmp_path / "cohort" / "ehr" / "data" / "0.parquet")["numeric_value"] == 1).all()
+
+
+def test_a_shard_that_the_source_no_longer_has_is_noticed(tmp_path):
+    root = meds_root(tmp_path / "meds")
+    more = pd.read_parquet(root / "data" / "0.parquet").iloc[:2].assign(subject_id=4)
+    more.to_parquet(root / "data" / "1.parquet", index=False)
+    ingest(root, tmp_path / "cohort")
+    (root / "data" / "1.parquet").unlink()
+    with pytest.raises(Refusal, match="OUTPUT_EXISTS"):
+        ingest(root, tmp_path / "cohort")
+
+
+def test_what_of_the_records_is_not_read_is_said_on_every_run(tmp_path):
+    root = meds_root(tmp_path / "meds")
+    (root / "data" / "1.PARQUET").touch()
+    for call in (ingest, ingest_ehr, ingest):
+        assert any(".parquet" in note for note in call(root, tmp_path / "cohort")["notes"])
+
+
+@pytest.mark.parametrize("part", ["ehr", "ct"])
+def test_an_out_inside_any_part_is_refused(tmp_path, part):
+    root = meds_root(tmp_path / "meds")
+    for out in (root, root / "data" / "cohort"):
+        with pytest.raises(Refusal, match="OUT_IN_SOURCE"):
+            ingest(None, out, **{part: root})
+    assert sorted(path.name for path in root.rglob("*")) == ["0.parquet", "codes.parquet", "data", "metadata"]
 
 
 def test_an_ingest_stopped_before_the_labels_goes_on(tmp_path):

@@ -3,10 +3,11 @@
 Two passes over the files: where each subject lies (two columns), then pieces of whole subjects, each written to its place.
 A build works in a hidden folder beside the store. It holds ``plan.json`` (what is built from what), ``index_<shard>.npz``
 (the first pass), ``piece_<shard>_<number>.json`` (a piece that is in place; its images), and the arrays. The folder takes
-the store's name when it is whole.
+the store's name when it is whole. The lock lies beside both: it must not move with the folder.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -23,6 +24,7 @@ from mmjepa.ehr.meds_io import MedsRoot, open_root
 from mmjepa.ehr.shards import PIECE_ROWS, Piece, ShardIndex, check_indices, index_shard, read_pieces
 from mmjepa.ehr.sinks import ARRAYS, FolderSink, MemorySink, Sink
 from mmjepa.files import atomic_path, read_json, sha256, write_json
+from mmjepa.refusal import Refusal
 
 VERSION = 2
 _CHUNK = 1 << 20  # entries hashed at once
@@ -43,11 +45,13 @@ def build_in_memory(root: MedsRoot) -> tuple[dict[str, np.ndarray], dict[str, An
 
 
 def build_in_folder(root: MedsRoot, folder: Path) -> None:
-    """Build the store of a root in ``folder``, unless it is there; an older one is replaced.
+    """Build the store of a root in ``folder``, unless it is there; an older one is replaced, and nothing else is.
 
     One process builds, others wait for it. A build that was killed goes on behind its last whole piece; one that failed
-    leaves nothing.
+    leaves nothing. Raises Refusal: OUTPUT_EXISTS, OUT_IN_SOURCE, DISK_FULL and those of the shards.
     """
+    _check_place(root.path, folder)
+    folder = folder.resolve()  # a link to a store on another disk stays one
     with _locked(folder) as working:
         if is_current(folder, root.path):
             shutil.rmtree(working, ignore_errors=True)
@@ -64,8 +68,7 @@ def build_in_folder(root: MedsRoot, folder: Path) -> None:
         for file in working.iterdir():
             if file.name not in kept:
                 file.unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(working, folder)
+        _swap(working, folder)
 
 
 def is_current(folder: Path | str, root: Path | str) -> bool:
@@ -174,10 +177,11 @@ def _by_availability(piece: Piece) -> np.ndarray:
         return timed
     available, run = piece.available_us[timed], np.repeat(np.arange(len(piece.subjects)), np.diff(piece.ends))[timed]
     first = np.flatnonzero(np.diff(run, prepend=-1))
-    since = available - np.repeat(np.minimum.reduceat(available, first), np.diff(np.append(first, len(run))))
-    reach = int(since.max()) + 1
+    earliest, latest = np.minimum.reduceat(available, first), np.maximum.reduceat(available, first)
+    reach = int((latest.view(np.uint64) - earliest.view(np.uint64)).max()) + 1  # exact, where int64 would overflow
     if reach * len(piece.subjects) >= 2**63:  # centuries of time in many subjects: one number cannot hold both
         return timed[np.lexsort((available, run))]
+    since = available - np.repeat(earliest, np.diff(np.append(first, len(run))))
     return timed[np.argsort(run * reach + since, kind="stable")]  # almost in order, which this kind is quick with
 
 
@@ -214,36 +218,64 @@ def _indexed(file: Path, shard: Path) -> ShardIndex:
         return ShardIndex(shard, kept["subjects"], kept["ends"], kept["static"], tuple(kept["columns"].tolist()))
 
 
+def _check_place(root: Path, folder: Path) -> None:
+    """Refuse a folder that holds something other than a store, and one that lies in the source or holds it."""
+    place, source = folder.resolve(), root.resolve()
+    if place.is_relative_to(source) or source.is_relative_to(place):
+        raise Refusal("OUT_IN_SOURCE", f"{folder} and {root} overlap", "Build the store in a folder of its own")
+    if folder.exists() and not (folder / "store.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Refusal(
+            "OUTPUT_EXISTS", f"{folder} exists and is no event store", "Name another folder, or delete this one"
+        )
+
+
+def _swap(working: Path, folder: Path) -> None:
+    """Give the working folder the store's name; what had it is moved aside first and then deleted, which may take long."""
+    old = working.with_suffix(".old")
+    while True:
+        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder, old)
+        try:
+            os.replace(working, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue  # without locks, another process put its store there meanwhile
+        shutil.rmtree(old, ignore_errors=True)
+        return
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[Path]:
     """The working folder of a store, held by this process alone.
 
     A file system that knows no locks gives a folder of the process's own, which no later build goes on with.
     """
-    working = folder.with_name(f".{folder.name}.building")
-    lock = None
-    while lock is None:
-        working.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    working, path = folder.with_name(f".{folder.name}.building"), folder.with_name(f".{folder.name}.lock")
+    with contextlib.ExitStack() as closing:
         try:
-            lock = _hold(working / "lock")
+            closing.enter_context(_hold(path))
         except OSError:
-            shutil.rmtree(working, ignore_errors=True)
-            working = folder.with_name(f".{folder.name}.{os.getpid()}.building")
-            break
-    working.mkdir(exist_ok=True)
-    with lock or contextlib.nullcontext():
-        yield working
+            working = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.building")
+        try:
+            working.mkdir(exist_ok=True)
+            yield working
+        finally:  # the last thing done while it is held: who waits for it will see that it is gone
+            path.unlink(missing_ok=True)
 
 
-def _hold(path: Path) -> IO[str] | None:
-    """Wait for the lock and hold it; None when the process that held it has finished and taken the folder away."""
-    with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as closing:
-        lock = closing.enter_context(open(path, "w"))
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
-            closing.pop_all()
-            return lock
-    return None
+def _hold(path: Path) -> IO[str]:
+    """Wait for the lock and hold it. A file that was removed while waiting is no lock any more: the next one is taken."""
+    while True:
+        with contextlib.ExitStack() as closing:
+            lock = closing.enter_context(open(path, "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+                    closing.pop_all()
+                    return lock
 
 
 def _plan(working: Path, root: MedsRoot) -> dict[str, Any]:
@@ -254,8 +286,7 @@ def _plan(working: Path, root: MedsRoot) -> dict[str, Any]:
     kept = read_json(working / "plan.json") if (working / "plan.json").is_file() else {}
     if {name: kept.get(name) for name in plan} != plan:
         for file in working.iterdir():
-            if file.name != "lock":
-                file.unlink()
+            file.unlink()
         kept = plan | {"sha256": _source_hash(root)}
         write_json(working / "plan.json", kept)
     return {name: kept[name] for name in ("names", "stamp", "sha256")}

@@ -52,7 +52,8 @@ class Piece:
     """Checked rows of some whole subjects of a shard, as they lie in the file.
 
     codes: int32 [rows] into ``MedsRoot.codes``. times_us, available_us: int64 [rows], 0 where ``static`` (null time).
-    values: float32 [rows], NaN = none. hadm_id: int64 [rows], -1 = none; None without the column.
+    values: float32 [rows], NaN = none. not_finite: bool [rows], whose value is none because float32 cannot hold it (infinite or
+    too large). hadm_id: int64 [rows], -1 = none; None without the column.
     images: row of this piece -> image_id. subjects: int64 [n]. ends: int64 [n + 1], as in ``ShardIndex``, from 0.
     """
 
@@ -60,6 +61,7 @@ class Piece:
     times_us: np.ndarray
     available_us: np.ndarray
     values: np.ndarray
+    not_finite: np.ndarray
     hadm_id: np.ndarray | None
     static: np.ndarray
     images: dict[int, str]
@@ -174,6 +176,8 @@ def _decoded(root: MedsRoot, index: ShardIndex, row: int) -> Iterator[_Batch]:
         columns["values"] = np.full(len(static), np.nan, np.float32)
         if "numeric_value" in names:
             columns["values"] = _cast(batch, "numeric_value", pa.float32(), path).to_numpy(zero_copy_only=False)
+        columns["not_finite"] = np.isinf(columns["values"])
+        columns["values"] = np.where(columns["not_finite"], np.float32(np.nan), columns["values"])
         if "available_time" in names:
             columns["available_us"] = _available(batch["available_time"], times, static, path, start)
         if "hadm_id" in names:
@@ -187,8 +191,13 @@ def _decoded(root: MedsRoot, index: ShardIndex, row: int) -> Iterator[_Batch]:
 
 
 def _cast(batch: pa.RecordBatch, name: str, kind: pa.DataType, path: Path) -> pa.Array:
+    column = batch[name]
+    if pa.types.is_integer(kind) and pa.types.is_floating(column.type):  # whole numbers with gaps, as pandas has them
+        column = pc.call_function(
+            "if_else", [pc.call_function("is_nan", [column]), pa.scalar(None, column.type), column]
+        )
     try:
-        return batch[name].cast(kind)
+        return column.cast(kind)
     except pa.ArrowException as error:
         raise Refusal("MEDS_SCHEMA", f"column {name} of {path} is not of type {kind} ({line(error)})") from None
 

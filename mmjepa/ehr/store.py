@@ -1,5 +1,6 @@
 """The event store: all events of a MEDS root as flat arrays with one offset a subject, memory-mapped when on disk."""
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,6 @@ import numpy as np
 from mmjepa.ehr.build import VERSION, build_in_folder, build_in_memory
 from mmjepa.ehr.meds_io import open_root
 from mmjepa.ehr.sinks import ARRAYS
-from mmjepa.files import read_json
 from mmjepa.refusal import Refusal
 
 
@@ -66,14 +66,15 @@ class EventStore:
         folder = Path(folder)
         if not (folder / "store.json").is_file():
             raise Refusal("STORE_MISSING", f"{folder} holds no event store", "Build it from its MEDS root")
-        meta = read_json(folder / "store.json")
-        if meta.get("version") != VERSION:
-            raise Refusal("STORE_BROKEN", f"{folder} is of another version", "Delete it; it is built again")
         try:
+            meta = json.loads((folder / "store.json").read_text())
+            if not isinstance(meta, dict) or meta.get("version") != VERSION:
+                raise ValueError("store.json is of another version")
             arrays = {name: _load(folder / f"{name}.npy") for name in ARRAYS}
+            _check(arrays, meta)
         except (OSError, ValueError, EOFError) as error:
             raise Refusal("STORE_BROKEN", f"{folder} is damaged ({error})", "Delete it; it is built again") from None
-        return cls._of(arrays, meta, folder)
+        return cls._of(arrays, meta, folder.absolute())
 
     @classmethod
     def in_memory(cls, root: Path | str) -> "EventStore":
@@ -99,9 +100,9 @@ class EventStore:
         )
 
     def __reduce__(self) -> tuple[Callable[..., "EventStore"], tuple[Any, ...]]:
-        """Another process opens the maps by path instead of receiving the arrays."""
+        """Another process opens the maps by path instead of receiving the arrays. Raises there Refusal STORE_CHANGED."""
         if self.folder is not None:
-            return EventStore.open, (self.folder,)
+            return _reopen, (self.folder, self.fingerprint)
         return EventStore, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def rows(self, subjects: np.ndarray) -> np.ndarray:
@@ -147,8 +148,45 @@ class EventStore:
 
 
 def to_us(times: Any) -> np.ndarray:
-    """Date-times (a pandas column, datetime64) as int64 microseconds since 1970."""
-    return np.asarray(times, "datetime64[us]").astype(np.int64)
+    """Date-times (a pandas column, datetime64) as int64 microseconds since 1970. Raises Refusal TIME_ZONE."""
+    raw = np.asarray(times)  # a pandas column with a zone comes as objects that carry it
+    if raw.dtype == object and any(getattr(time, "tzinfo", None) is not None for time in raw.flat):
+        raise Refusal(
+            "TIME_ZONE", "the times carry a time zone", "Give local clock times without one; a move shifts every hour"
+        )
+    return raw.astype("datetime64[us]").astype(np.int64)
+
+
+def _reopen(folder: Path, fingerprint: str) -> EventStore:
+    store = EventStore.open(folder)
+    if store.fingerprint != fingerprint:
+        raise Refusal("STORE_CHANGED", f"{folder} was built anew from other records", "Start the run again")
+    return store
+
+
+def _check(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Raise ValueError unless the arrays have their kinds and the lengths that the offsets give, and meta its entries."""
+    kinds = {"vocabulary": list, "descriptions": dict, "splits": list, "images": list, "fingerprint": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(meta.get(name), kind)]
+    wrong += [name for name, array in arrays.items() if array.dtype != ARRAYS[name] or array.ndim != 1]
+    if wrong:
+        raise ValueError(f"no or another {', '.join(wrong)}")
+    people = len(arrays["subjects"])
+    lengths = {"offsets": {people + 1}, "static_offsets": {people + 1}, "split_of": {people}}
+    lengths["image_rows"] = {len(meta["images"])}
+    for offsets, names in (
+        ("offsets", ("times_us", "codes", "values", "available_us", "hadm_id")),
+        ("static_offsets", ("static_codes", "static_values")),
+    ):
+        ends = arrays[offsets]
+        if not len(ends) or ends[0] != 0 or (np.diff(ends) < 0).any():
+            raise ValueError(f"{offsets} do not ascend from 0")
+        lengths |= {name: {int(ends[-1])} for name in names}
+    for name in ("available_us", "hadm_id"):  # empty where the source has none
+        lengths[name] = lengths[name] | {0}
+    wrong = [name for name, allowed in lengths.items() if len(arrays[name]) not in allowed]
+    if wrong:
+        raise ValueError(f"another length of {', '.join(wrong)}")
 
 
 def _load(path: Path) -> np.ndarray:

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -93,13 +95,14 @@ def test_without_late_rows_availability_is_the_time_and_takes_no_room(tmp_path):
     assert (tmp_path / "store" / "available_us.npy").stat().st_size < 1000
 
 
-def test_rows_spread_over_millennia_are_ordered_too(tmp_path):
-    """So far apart that subject and time together do not fit one number."""
-    far, early = 2**61, -(2**61)
+@pytest.mark.parametrize("far", [2**61, 2**63 - 1])
+def test_rows_spread_over_millennia_are_ordered_too(tmp_path, far):
+    """So far apart that subject and time together, or two times' distance, do not fit one number."""
+    early = -far
     columns = {
         "subject_id": pa.array([1, 1, 1, 2, 2]),
         "time": pa.array([early, 0, 5, 0, 1], pa.timestamp("us")),
-        "available_time": pa.array([far, 7, 5, 9, 1], pa.timestamp("us")),
+        "available_time": pa.array([far, early, 5, 9, 1], pa.timestamp("us")),
         "code": pa.array(["A", "B", "C", "D", "E"]),
     }
     for part in ("data", "metadata"):
@@ -107,7 +110,7 @@ def test_rows_spread_over_millennia_are_ordered_too(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "data" / "0.parquet")
     pq.write_table(pa.table({"code": columns["code"]}), tmp_path / "metadata" / "codes.parquet")
     store = EventStore.in_memory(tmp_path)
-    assert [store.vocabulary[code] for code in store.codes] == ["C", "B", "A", "E", "D"]
+    assert [store.vocabulary[code] for code in store.codes] == ["B", "C", "A", "E", "D"]
 
 
 KILLED = """
@@ -213,6 +216,68 @@ def test_where_no_file_can_be_locked_a_store_is_built_all_the_same(tmp_path, mon
     monkeypatch.setattr(build.fcntl, "flock", unlockable)
     assert_equal(EventStore.build(root, tmp_path / "store"), EventStore.in_memory(root))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ehr", "store"]
+
+
+def test_a_build_that_begins_while_another_takes_the_old_store_away_waits_for_it(tmp_path, monkeypatch):
+    root, folder = write_root(tmp_path / "ehr"), tmp_path / "store"
+    folder.mkdir()
+    (folder / "store.json").write_text("{}")
+    late, swap = [], build.shutil.rmtree
+    second = threading.Thread(target=lambda: late.append(EventStore.build(root, folder)))
+
+    def slow(path, **options):
+        if second.ident is None and str(path) in (str(folder), str(tmp_path / ".store.old")) and Path(path).exists():
+            second.start()
+            second.join(0.5)
+            assert not late
+        swap(path, **options)
+
+    monkeypatch.setattr(build.shutil, "rmtree", slow)
+    first = EventStore.build(root, folder)
+    second.join()
+    assert_equal(first, EventStore.in_memory(root))
+    assert_equal(late[0], first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ehr", "store"]
+
+
+def test_two_builds_without_locks_leave_a_whole_store(tmp_path, monkeypatch):
+    root, folder = write_root(tmp_path / "ehr"), tmp_path / "store"
+    replace, done = os.replace, []
+
+    def overtaken(one, other):
+        if other == folder and not done:
+            done.append(EventStore.in_memory(root))
+            (folder / "taken").mkdir(parents=True)
+        replace(one, other)
+
+    monkeypatch.setattr(build.os, "replace", overtaken)
+    assert_equal(EventStore.build(root, folder), done[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ehr", "store"]
+
+
+def test_only_a_store_or_an_empty_folder_is_replaced(tmp_path):
+    root, folder = write_root(tmp_path / "ehr"), tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("x")
+    with pytest.raises(Refusal, match="OUTPUT_EXISTS"):
+        EventStore.build(root, folder)
+    with pytest.raises(Refusal, match="OUTPUT_EXISTS"):
+        EventStore.build(root, folder / "thesis.txt")
+    for place in (root, root / "data" / "store", tmp_path):
+        with pytest.raises(Refusal, match="OUT_IN_SOURCE"):
+            EventStore.build(root, place)
+    assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["thesis.txt"]
+    (folder / "thesis.txt").unlink()
+    assert_equal(EventStore.build(root, folder), EventStore.in_memory(root))
+
+
+def test_a_link_to_a_store_elsewhere_stays_a_link(tmp_path):
+    root, place = write_root(tmp_path / "ehr"), tmp_path / "scratch"
+    place.mkdir()
+    (tmp_path / "store").symlink_to(place)
+    assert_equal(EventStore.build(root, tmp_path / "store"), EventStore.in_memory(root))
+    assert (tmp_path / "store").is_symlink()
+    assert (place / "store.json").is_file()
 
 
 def test_a_store_that_is_there_is_not_built_again(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """What a MEDS root may be, and what is refused."""
 
+import errno
 import json
+import os
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -171,7 +173,9 @@ def test_ingest_places_equal_bytes_and_counts_them(root, tmp_path):
         "subjects": 2,
         "codes": 3,
         "splits": {"train": 2},
+        "values_not_finite": 0,
         "labels": {"death": 1},
+        "notes": [],
     }
     placed = {
         path.relative_to(tmp_path / "cohort").as_posix(): path.read_bytes()
@@ -182,9 +186,100 @@ def test_ingest_places_equal_bytes_and_counts_them(root, tmp_path):
         "ehr/metadata/codes.parquet",
         "ehr/metadata/dataset.json",
         "ehr/metadata/subject_splits.parquet",
+        "ehr/source.json",
         "labels/death/0.parquet",
     ]
+    placed.pop("ehr/source.json")
     assert all((tmp_path / name).read_bytes() == data for name, data in placed.items())
+
+
+def other_subject(**columns):
+    return {name: values[3:] for name, values in GOOD.items()} | {"subject_id": [77003]} | columns
+
+
+def test_a_linked_folder_of_shards_is_read_once_however_often_it_is_linked(root, tmp_path):
+    write(tmp_path / "elsewhere" / "1.parquet", other_subject())
+    for name in ("tuning", "again"):
+        (root / "data" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "data", target_is_directory=True)
+    assert [piece.subjects.tolist() for piece in pieces(root)] == [[77001, 77002], [77003]]
+
+
+def test_a_link_that_leads_nowhere_is_refused(root):
+    (root / "data" / "tuning").symlink_to(root / "gone", target_is_directory=True)
+    refused("MEDS_UNREADABLE", root)
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(root, monkeypatch):
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("tuning"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    (root / "data" / "tuning").mkdir()
+    monkeypatch.setattr(os, "scandir", closed)
+    assert "Permission denied" in refused("MEDS_UNREADABLE", root)
+
+
+def test_a_folder_of_parts_is_read_and_what_is_not_read_is_noted(root):
+    write(root / "data" / "train.parquet" / "part-0.parquet", other_subject())
+    assert len(pieces(root)) == 2
+    assert open_root(root).notes == ()
+    for name in ("._0.parquet", "train.parquet/_SUCCESS", "2.PARQUET"):
+        (root / "data" / name).write_bytes(b"x")
+    assert len(pieces(root)) == 2
+    assert "3 entries" in open_root(root).notes[0]
+
+
+def test_linked_shards_come_into_the_cohort_as_files(root, tmp_path):
+    write(tmp_path / "blobs" / "x", other_subject())
+    (root / "data" / "1.parquet").symlink_to("../../blobs/x")
+    ingest_meds(root, tmp_path / "cohort")
+    placed = tmp_path / "cohort" / "ehr"
+    assert not (placed / "data" / "1.parquet").is_symlink()
+    assert len(pieces(placed)) == 2
+
+
+def test_a_source_that_is_written_again_leaves_the_cohort_as_it_was(root, tmp_path):
+    ingest_meds(root, tmp_path / "cohort")
+    with open(root / "data" / "0.parquet", "r+b") as file:  # over the old bytes, as pandas and cp do
+        file.write(b"XXXX")
+    assert len(pieces(tmp_path / "cohort" / "ehr")) == 1
+
+
+def test_values_that_float32_cannot_hold_are_none_and_counted(root, tmp_path):
+    wide = TYPES | {"numeric_value": pa.float64()}
+    write(root / "data" / "0.parquet", GOOD | {"numeric_value": [None, 1e300, -np.inf, 2.0]}, wide)
+    np.testing.assert_array_equal(pieces(root)[0].values, np.array([np.nan, np.nan, np.nan, 2.0], np.float32))
+    assert ingest_meds(root, tmp_path / "cohort")["values_not_finite"] == 2
+
+
+def test_a_root_without_any_value_is_noted(root, tmp_path):
+    write(
+        root / "data" / "0.parquet",
+        {("value" if name == "numeric_value" else name): column for name, column in GOOD.items()},
+    )
+    (note,) = ingest_meds(root, tmp_path / "cohort")["notes"]
+    assert "numeric_value" in note
+
+
+def test_admissions_with_gaps_as_pandas_writes_them_are_read(root):
+    numbers = TYPES | {"hadm_id": pa.float64()}
+    write(root / "data" / "0.parquet", GOOD | {"hadm_id": [1.0, float("nan"), None, 4.0]}, numbers)
+    assert pieces(root)[0].hadm_id.tolist() == [1, -1, -1, 4]
+    write(root / "data" / "0.parquet", GOOD | {"hadm_id": [1.5, None, None, 4.0]}, numbers)
+    refused("MEDS_SCHEMA", root)
+
+
+def test_splits_and_rows_that_do_not_meet_are_noted(root, tmp_path):
+    splits = {"subject_id": [77001, 77005, 77006], "split": ["train", "train", "tuning"]}
+    write(root / "metadata" / "subject_splits.parquet", splits)
+    notes = ingest_meds(root, tmp_path / "cohort")["notes"]
+    assert [note.split()[0] for note in notes] == ["2", "1"]
+    assert "no row" in notes[0]
+    assert "no split" in notes[1]
 
 
 def test_ingest_leaves_nothing_behind_a_refusal_and_overwrites_nothing(root, tmp_path):

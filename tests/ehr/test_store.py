@@ -1,6 +1,7 @@
 """The event store holds exactly the source's rows, each with its own subject, and never shows a later one."""
 
 import pickle
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -188,6 +189,61 @@ def test_a_missing_or_damaged_store_is_refused(tmp_path):
         (tmp_path / "store" / "codes.npy").write_bytes(content)
         with pytest.raises(Refusal, match="STORE_BROKEN"):
             EventStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x.astype(np.float64), lambda x: x[:, None]])
+def test_an_array_of_another_length_or_type_is_refused(tmp_path, change):
+    frame = world(range(6), lambda _, kind: f"C//{kind}").assign(hadm=3)
+    EventStore.build(write_root(tmp_path / "ehr", frame), tmp_path / "store")
+    for name in ARRAYS:
+        file = tmp_path / "store" / f"{name}.npy"
+        whole = file.read_bytes()
+        np.save(file, change(np.load(file)))
+        with pytest.raises(Refusal, match="STORE_BROKEN"):
+            EventStore.open(tmp_path / "store")
+        file.write_bytes(whole)
+    assert len(EventStore.open(tmp_path / "store").subjects) == 6
+
+
+@pytest.mark.parametrize("text", ["[]", '{"version": 2}', "{", "\x00"])
+def test_a_store_json_without_its_entries_is_refused(tmp_path, text):
+    EventStore.build(write_root(tmp_path / "ehr", world([1, 2], lambda _, kind: f"C//{kind}")), tmp_path / "store")
+    (tmp_path / "store" / "store.json").write_text(text)
+    with pytest.raises(Refusal, match="STORE_BROKEN"):
+        EventStore.open(tmp_path / "store")
+
+
+def test_offsets_that_do_not_ascend_are_refused(tmp_path):
+    EventStore.build(write_root(tmp_path / "ehr", world(range(6), lambda _, kind: f"C//{kind}")), tmp_path / "store")
+    offsets = np.load(tmp_path / "store" / "offsets.npy")
+    offsets[1] = offsets[-1] + 1
+    np.save(tmp_path / "store" / "offsets.npy", offsets)
+    with pytest.raises(Refusal, match="STORE_BROKEN"):
+        EventStore.open(tmp_path / "store")
+
+
+def test_another_process_refuses_a_store_that_was_built_anew_from_other_records(tmp_path):
+    frame = world([1, 2, 3], lambda _, kind: f"C//{kind}", seed=5)
+    root = write_root(tmp_path / "ehr", frame)
+    sent = pickle.dumps(EventStore.build(root, tmp_path / "store"))
+    shutil.rmtree(root)
+    EventStore.build(write_root(root, frame.assign(value=7.0)), tmp_path / "store")
+    with pytest.raises(Refusal, match="STORE_CHANGED"):
+        pickle.loads(sent)
+
+
+def test_a_store_opened_by_a_relative_path_is_found_from_anywhere(tmp_path, monkeypatch):
+    EventStore.build(write_root(tmp_path / "ehr", world([1, 2], lambda _, kind: f"C//{kind}")), tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    sent = pickle.dumps(EventStore.open("store"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent).subjects.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("times", [pd.Series, list, lambda x: np.array(x, object), lambda x: x[0]])
+def test_to_us_refuses_a_time_zone_instead_of_moving_it(times):
+    with pytest.raises(Refusal, match="TIME_ZONE"):
+        to_us(times([pd.Timestamp("2020-01-01", tz="America/New_York")]))
 
 
 def test_to_us_reads_pandas_times():
