@@ -149,13 +149,13 @@ def _data_verbs(verbs: Any) -> None:
         cli_calls.forms,
         "print some hours of one ICU stay in all four text and token forms beside the raw rows",
         "For checking by eye that the forms say what the records say. What is printed is the record of a person: no id "
-        "and no date, but every code and value of these hours. Forms are fitted on the training split.",
-        "mmjepa forms cohort --subject 7 --stay 0 --hours 0:6",
+        "and no date, but every code and value of these hours. Forms are fitted on the first 1,000 training subjects.",
+        "mmjepa forms cohort --stay 0 --hours 0:6",
         "the raw rows, hourly text, daily text, joint tokens and ended encounters",
         show=cli_show.forms,
     )
     forms.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
-    forms.add_argument("--subject", type=int, required=True, help="whose record")
+    forms.add_argument("--subject", type=int, help="whose record (default the first who has such a stay)")
     forms.add_argument("--stay", type=int, default=0, help="which ICU stay, from 0 (default 0)")
     forms.add_argument(
         "--hours", type=_hours, default=(0, 6), metavar="A:B", help="from hour A to before hour B of it (default 0:6)"
