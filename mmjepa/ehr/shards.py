@@ -203,8 +203,9 @@ def _cast(batch: pa.RecordBatch, name: str, kind: pa.DataType, path: Path) -> pa
 
 
 def _subjects(batch: pa.RecordBatch, path: Path, row: int) -> np.ndarray:
-    _check_nulls(batch["subject_id"], "subject_id", path, row)
-    return _cast(batch, "subject_id", pa.int64(), path).to_numpy()
+    ids = _cast(batch, "subject_id", pa.int64(), path)
+    _check_nulls(ids, "subject_id", path, row)
+    return ids.to_numpy()
 
 
 def _check_nulls(column: pa.Array, name: str, path: Path, row: int) -> None:

@@ -55,7 +55,7 @@ class EventStore:
     def build(cls, root: Path | str, folder: Path | str) -> "EventStore":
         """Build the store of a MEDS root in ``folder``, out of core; see ``build.build_in_folder``.
 
-        Raises Refusal: the MEDS_* codes of ``meds_io`` and ``shards``, DISK_FULL.
+        Raises Refusal: the MEDS_* codes of ``meds_io`` and ``shards``, OUTPUT_EXISTS, OUT_IN_SOURCE, DISK_FULL.
         """
         build_in_folder(open_root(root), Path(folder))
         return cls.open(folder)

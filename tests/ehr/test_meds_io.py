@@ -273,6 +273,12 @@ def test_admissions_with_gaps_as_pandas_writes_them_are_read(root):
     refused("MEDS_SCHEMA", root)
 
 
+def test_a_gap_in_subject_ids_is_refused(root):
+    numbers = TYPES | {"subject_id": pa.float64()}
+    write(root / "data" / "0.parquet", GOOD | {"subject_id": [77001.0, 77001.0, float("nan"), 77002.0]}, numbers)
+    assert "row 2" in refused("MEDS_SCHEMA", root)
+
+
 def test_splits_and_rows_that_do_not_meet_are_noted(root, tmp_path):
     splits = {"subject_id": [77001, 77005, 77006], "split": ["train", "train", "tuning"]}
     write(root / "metadata" / "subject_splits.parquet", splits)
