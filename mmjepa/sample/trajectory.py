@@ -144,7 +144,7 @@ class TrajectorySampler:
             raise Refusal(
                 "COHORT_NO_STAYS",
                 f"no ICU stay of {cohort.path} gives a window of {config.min_hours} h",
-                "views.stays says which codes mark a stay; mmjepa audit lists what a cohort holds",
+                "views.stays says which codes mark a stay and which are observations; mmjepa audit lists what a cohort holds",
             )
         self.report = {
             **counts,
