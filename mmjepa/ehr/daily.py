@@ -21,7 +21,7 @@ import numpy as np
 
 from mmjepa.config import build, to_plain
 from mmjepa.ehr.daily_lines import TAGS, Section, family, largest, make_heads, split_unit
-from mmjepa.ehr.saved import content_hash, load_form, save_form
+from mmjepa.ehr.saved import Form, load_form
 from mmjepa.ehr.stays import DAY_US, YEAR_US
 from mmjepa.ehr.store import EventStore
 from mmjepa.refusal import Refusal
@@ -108,7 +108,7 @@ class _Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class DailyForm:
+class DailyForm(Form):
     """The fitted form. names: code -> (name, unit): a person's own map, then the descriptions of codes seen in training.
 
     A code that is not among them takes its description from the store at hand, else it is written as it is.
@@ -178,15 +178,6 @@ class DailyForm:
         if self.config.delimiters == "text":
             return []
         return [mark for tag in ("demographics", *TAGS, "timespan") for mark in (f"<{tag}>", f"</{tag}>")]
-
-    @property
-    def hash(self) -> str:
-        """Hash of everything fitted."""
-        return content_hash(self._content())
-
-    def save(self, path: Path | str) -> None:
-        """Write the JSON."""
-        save_form(path, self._content())
 
     @classmethod
     def load(cls, path: Path | str, *, expected: str | None = None) -> "DailyForm":

@@ -14,7 +14,7 @@ import numpy as np
 
 from mmjepa.config import build, to_plain
 from mmjepa.ehr.daily import DIED
-from mmjepa.ehr.saved import content_hash, load_form, save_form
+from mmjepa.ehr.saved import Form, load_form
 from mmjepa.ehr.stays import DAY_US, NEVER, pair_intervals
 from mmjepa.ehr.store import EventStore
 from mmjepa.ehr.text import match_intervals
@@ -82,7 +82,7 @@ class _Codes:
 
 
 @dataclass(frozen=True, eq=False)
-class EncounterForm:
+class EncounterForm(Form):
     """The fitted form. ``vocabulary[i]`` has token FIRST + i, ascending. coverage: counts of training encounters, of those
     with a diagnosis and of those with a drug."""
 
@@ -185,15 +185,6 @@ class EncounterForm:
         places = self._places
         found = {places.get(token, UNKNOWN) for token in (*encounter.codes, *encounter.drugs)}
         return np.array(sorted(found) or [EMPTY], np.int64)
-
-    @property
-    def hash(self) -> str:
-        """Hash of everything fitted."""
-        return content_hash(self._content())
-
-    def save(self, path: Path | str) -> None:
-        """Write the JSON."""
-        save_form(path, self._content())
 
     @classmethod
     def load(cls, path: Path | str, *, expected: str | None = None) -> "EncounterForm":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmjepa.config import build, to_plain
-from mmjepa.ehr.saved import content_hash, load_form, save_form
+from mmjepa.ehr.saved import Form, load_form
 from mmjepa.ehr.store import EventStore
 from mmjepa.ehr.text import HourlyTextConfig, TextWriter
 from mmjepa.refusal import Refusal
@@ -17,7 +17,7 @@ KIND, VERSION = "hourly", 1
 
 
 @dataclass(frozen=True, eq=False)
-class HourlyForm:
+class HourlyForm(Form):
     """names: code -> (name, unit), of every code that a training subject has; another store's descriptions change none of
     them. Other codes are named by the store at hand. fitted_on: fingerprint of the store."""
 
@@ -45,15 +45,6 @@ class HourlyForm:
     def writer(self, store: EventStore) -> TextWriter:
         """Writes the texts of a store's stays in this form."""
         return TextWriter(store, self.config, self.names)
-
-    @property
-    def hash(self) -> str:
-        """Hash of everything fitted."""
-        return content_hash(self._content())
-
-    def save(self, path: Path | str) -> None:
-        """Write the JSON."""
-        save_form(path, self._content())
 
     @classmethod
     def load(cls, path: Path | str, *, expected: str | None = None) -> "HourlyForm":

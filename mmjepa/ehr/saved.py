@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,21 @@ from mmjepa.files import read_json, write_json
 from mmjepa.refusal import Refusal
 
 
-def content_hash(content: dict[str, Any]) -> str:
-    """Hex sha256 of plain JSON values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+class Form(ABC):
+    """What a fitted form shares: plain JSON content, which holds its ``kind`` and ``version``, and the hash of it."""
 
+    @abstractmethod
+    def _content(self) -> dict[str, Any]: ...
 
-def save_form(path: Path | str, content: dict[str, Any]) -> None:
-    """Write a form's content, which holds its ``kind`` and ``version``, with its hash."""
-    write_json(path, {"hash": content_hash(content)} | content)
+    @property
+    def hash(self) -> str:
+        """Hash of everything fitted."""
+        return _hash(self._content())
+
+    def save(self, path: Path | str) -> None:
+        """Write the JSON, with its hash."""
+        content = self._content()
+        write_json(path, {"hash": _hash(content)} | content)
 
 
 def load_form(path: Path | str, kind: str, version: int, expected: str | None = None) -> dict[str, Any]:
@@ -30,8 +38,13 @@ def load_form(path: Path | str, kind: str, version: int, expected: str | None = 
     if content.get("version") != version:
         raise Refusal("FORM_VERSION", f"{path} is of another version than {version}", "Fit the form again")
     found = content.pop("hash")
-    if found != content_hash(content) or expected not in (None, found):
+    if found != _hash(content) or expected not in (None, found):
         raise Refusal(
             "FORM_HASH", f"{path} is not the form that was fitted", "Use the one that the model was trained with"
         )
     return content
+
+
+def _hash(content: dict[str, Any]) -> str:
+    """Hex sha256 of plain JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

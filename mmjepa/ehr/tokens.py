@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjepa.config import build, to_plain
-from mmjepa.ehr.saved import content_hash, load_form, save_form
+from mmjepa.ehr.saved import Form, load_form
 from mmjepa.ehr.store import EventStore
 from mmjepa.refusal import Refusal
 
@@ -54,7 +54,7 @@ class TokensConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class JointTokens:
+class JointTokens(Form):
     """The fitted form. ``codes[i]`` has token ``first[i]`` where it has no value; low, high (winsor limits), mean, std: float64
     [codes], NaN for a code without values among training subjects. edges: float64 [codes, bins - 1], rising, the training
     quantiles behind which the next bin begins, NaN behind the last distinct one; None without bins. Bin b of ``codes[i]`` has
@@ -132,15 +132,6 @@ class JointTokens:
         days = np.zeros(len(tokens), np.float32)
         days[len(shown) :] = (store.times_us[rows] - t_us) / DAY_US
         return {"codes": self.binned(tokens, numbers), "values": values, "has_value": has_value, "days": days}
-
-    def save(self, path: Path | str) -> None:
-        """Write the JSON."""
-        save_form(path, self._content())
-
-    @property
-    def hash(self) -> str:
-        """Hash of everything fitted."""
-        return content_hash(self._content())
 
     @classmethod
     def load(cls, path: Path | str, *, expected: str | None = None) -> "JointTokens":

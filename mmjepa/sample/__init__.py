@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 from mmjepa.cohort import Cohort
 from mmjepa.ehr.hourly import HourlyForm
 from mmjepa.ehr.names import read_names
+from mmjepa.ehr.saved import Form
 from mmjepa.ehr.tokens import JointTokens
 from mmjepa.files import read_json, write_json
 from mmjepa.refusal import Refusal
 from mmjepa.sample.ct_ehr import CtEhrSampler, CtEhrViews, Patch
 from mmjepa.sample.trajectory import TrajectorySampler, TrajectoryViews, write_texts
 
-Form = TypeVar("Form", HourlyForm, JointTokens)
+Fitted = TypeVar("Fitted", bound=Form)
 TEXT, TOKENS, HASH, TOKENIZER = "text.json", "tokens.json", "form.json", "tokenizer"
 
 
@@ -58,7 +59,7 @@ def check_fitted(views: CtEhrViews | TrajectoryViews, folder: Path, language_mod
             )
 
 
-def _fitted(load: Callable[..., Form], path: Path, fit: Callable[[], Form]) -> Form:
+def _fitted(load: Callable[..., Fitted], path: Path, fit: Callable[[], Fitted]) -> Fitted:
     """The form in ``path``, fitted once; the hash kept beside it tells another cohort's form from it."""
     kept = path.with_name(HASH)
     if not kept.is_file():

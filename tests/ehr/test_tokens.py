@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjepa.ehr.batches import BatchesConfig, EventBatches
-from mmjepa.ehr.saved import save_form
+from mmjepa.ehr.saved import Form
 from mmjepa.ehr.store import EventStore
 from mmjepa.ehr.tokens import FIRST, PAD, UNKNOWN, JointTokens, TokensConfig
 from mmjepa.refusal import Refusal
@@ -256,9 +256,19 @@ def test_saved_tokens_load_unchanged_and_changed_ones_are_refused(tmp_path):
     file.write_text(json.dumps(content | {"mean": [0.0, None]}))
     with pytest.raises(Refusal, match="FORM_HASH"):
         JointTokens.load(file)
-    save_form(file, {"kind": "tokens", "version": content["version"]})
+    EmptyForm(content["version"]).save(file)
     with pytest.raises(Refusal, match="FORM_BROKEN"):
         JointTokens.load(file)
+
+
+class EmptyForm(Form):
+    """Joint tokens by kind, version and hash, with nothing fitted."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    def _content(self) -> dict[str, object]:
+        return {"kind": "tokens", "version": self.version}
 
 
 def test_no_frequent_code_is_refused():
