@@ -64,7 +64,7 @@ class EventStore:
     def open(cls, folder: Path | str) -> "EventStore":
         """Open a built store; its arrays are memory maps. Raises Refusal STORE_MISSING, STORE_BROKEN."""
         folder = Path(folder)
-        if not (folder / "store.json").is_file():
+        if not (mark := _mark(folder)):
             raise Refusal("STORE_MISSING", f"{folder} holds no event store", "Build it from its MEDS root")
         try:
             meta = json.loads((folder / "store.json").read_text())
@@ -73,7 +73,12 @@ class EventStore:
             arrays = {name: _load(folder / f"{name}.npy") for name in ARRAYS}
             _check(arrays, meta)
         except (OSError, ValueError, EOFError) as error:
-            raise Refusal("STORE_BROKEN", f"{folder} is damaged ({error})", "Delete it; it is built again") from None
+            if _mark(folder) == mark:
+                raise Refusal(
+                    "STORE_BROKEN", f"{folder} is damaged ({error})", "Delete it; it is built again"
+                ) from None
+        if _mark(folder) != mark:  # another store took its place meanwhile: what was read may be of both
+            return cls.open(folder)
         return cls._of(arrays, meta, folder.absolute())
 
     @classmethod
@@ -162,6 +167,15 @@ def _reopen(folder: Path, fingerprint: str) -> EventStore:
     if store.fingerprint != fingerprint:
         raise Refusal("STORE_CHANGED", f"{folder} was built anew from other records", "Start the run again")
     return store
+
+
+def _mark(folder: Path) -> tuple[int, ...]:
+    """What tells one store in a folder from the next; empty without one."""
+    try:
+        stat = (folder / "store.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns
 
 
 def _check(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjepa.ehr import store as store_module
 from mmjepa.ehr.store import EventStore, to_us
 from mmjepa.refusal import Refusal
 
@@ -230,6 +231,29 @@ def test_another_process_refuses_a_store_that_was_built_anew_from_other_records(
     EventStore.build(write_root(root, frame.assign(value=7.0)), tmp_path / "store")
     with pytest.raises(Refusal, match="STORE_CHANGED"):
         pickle.loads(sent)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_store_that_is_replaced_while_it_is_opened_is_read_from_one_of_both(tmp_path, monkeypatch, deleted):
+    frame = world([1, 2, 3], lambda _, kind: f"C//{kind}", seed=5)
+    for value in (1.0, 2.0):
+        place = tmp_path / f"{value:.0f}"
+        EventStore.build(write_root(place / "ehr", frame.assign(value=value)), place / "store")
+    load = store_module._load
+
+    def replaced(path):
+        if path.stem == "values" and (tmp_path / "2" / "store").exists():
+            (tmp_path / "1" / "store").rename(tmp_path / "old")
+            (tmp_path / "2" / "store").rename(tmp_path / "1" / "store")
+            if deleted:
+                raise FileNotFoundError
+        return load(path)
+
+    monkeypatch.setattr(store_module, "_load", replaced)
+    store = EventStore.open(tmp_path / "1" / "store")
+    assert set(store.values.tolist()) == {2.0}
+    monkeypatch.undo()
+    assert store.fingerprint == EventStore.open(tmp_path / "1" / "store").fingerprint
 
 
 def test_a_store_opened_by_a_relative_path_is_found_from_anywhere(tmp_path, monkeypatch):
