@@ -11,10 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from mmjepa.ehr.choices import check_choices
+from mmjepa.ehr.ragged import Grid, hash32, hash64, ranges
 from mmjepa.ehr.store import EventStore
 from mmjepa.ehr.tokens import PAD, JointTokens
 from mmjepa.keyed import generator, key_words
+from mmjepa.refusal import Refusal
 
 DAY_US = 86_400_000_000
 EVER = np.iinfo(np.int64).max
@@ -43,6 +47,7 @@ class BatchesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.length < 1 or not 0 <= self.hide < 1:
             raise ValueError(f"length={self.length} must be at least 1 and hide={self.hide} lie in 0..1, 1 left out")
 
@@ -121,12 +126,10 @@ class EventBatches:
         """Another process looks the rows up anew; the store travels by path."""
         return _again, self._arguments
 
-    def epoch(self, number: int, size: int, *, shuffle: bool = True) -> Iterator[EventBatch]:
-        """All items once, ``size`` a batch; the last batch may be smaller. The order depends on (seed, number) alone."""
-        rng = generator(self.config.seed, "ehr/order", number)
-        order = rng.permutation(len(self)) if shuffle else np.arange(len(self))
-        for first in range(0, len(order), size):
-            yield self.batch(order[first : first + size], number)
+    def epoch(self, number: int, size: int, *, shuffle: bool = True) -> "Epoch":
+        """All items once, ``size`` a batch, made when they are asked for; the last batch may be smaller. The order depends on
+        (seed, number) alone. Raises Refusal BATCH_EMPTY."""
+        return Epoch(self, number, size, shuffle=shuffle)
 
     def batch(self, items: np.ndarray, epoch: int = 0) -> EventBatch:
         """The batch of some items (indices int64 [B])."""
@@ -136,7 +139,7 @@ class EventBatches:
         key = self._keys(items, epoch)
         first, taken = self._windows(items, config.length - front.lengths, key)
         rows = self._rows(first, taken)
-        grid = _Grid(front.lengths, taken, config.pad)
+        grid = Grid(front.lengths, taken, config.pad)
         codes = self._table[self._codes[rows]]
         found = EventBatch(
             subjects=torch.from_numpy(self.subjects[items]),
@@ -152,12 +155,12 @@ class EventBatches:
         if config.time != "omit":
             found.days = grid.lay(self._days(rows, items, taken), 0, 0)
         if config.hide:
-            drawn = _hash32(key, rows, self._begin[items], taken)
+            drawn = hash32(key, rows, self._begin[items], taken)
             found.hidden = grid.lay(drawn < np.uint32(config.hide * 2.0**32), False, False)
         if config.static == "prepend":
             found.is_static = torch.from_numpy(grid.in_front)
         elif config.static == "separate":
-            own = _Grid(_no_static(len(items)).lengths, static.lengths, "right")
+            own = Grid(_no_static(len(items)).lengths, static.lengths, "right")
             found.static_codes = own.lay(static.codes, PAD, PAD)
             if config.values:
                 found.static_values = own.lay(static.values, 0, 0)
@@ -168,7 +171,7 @@ class EventBatches:
         """uint64 [B]: one key of (seed, epoch, subject, prediction time) each."""
         words = key_words(self.config.seed, "ehr/window", epoch)
         seed = np.full(len(items), words[0] | words[1] << 32, np.uint64)
-        return _hash(_hash(seed, self.subjects[items]), self._key_us[items])
+        return hash64(hash64(seed, self.subjects[items]), self._key_us[items])
 
     def _windows(self, items: np.ndarray, room: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number of the first event of each window, counted over all rows that give a token, and how many it takes."""
@@ -178,15 +181,15 @@ class EventBatches:
             return begin, taken
         if self.config.window == "end":
             return end - taken, taken
-        share = (_hash(key, np.full(len(items), -1)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        share = (hash64(key, np.full(len(items), -1)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return begin + (share * (end - begin - taken + 1)).astype(np.int64), taken
 
     def _rows(self, first: np.ndarray, taken: np.ndarray) -> np.ndarray:
         """The store rows of windows, behind one another: the rows between their ends, without those that give no token."""
         low, high = self._place(first), self._place(first + taken - 1) + 1
         high = np.where(taken > 0, high, low)
-        rows = _ranges(low, high)
-        gone = _ranges(np.searchsorted(self._gone, low), np.searchsorted(self._gone, high))
+        rows = ranges(low, high)
+        gone = ranges(np.searchsorted(self._gone, low), np.searchsorted(self._gone, high))
         return rows[~np.isin(rows, self._gone[gone], kind="sort")] if len(gone) else rows
 
     def _place(self, number: np.ndarray) -> np.ndarray:
@@ -200,6 +203,34 @@ class EventBatches:
         since = np.diff(times, prepend=0)
         since[(np.cumsum(taken) - taken)[taken > 0]] = 0
         return (since / DAY_US).astype(np.float32)
+
+
+class Epoch(Dataset[EventBatch]):
+    """The batches of one epoch, by number or one after the other; the same bits with worker processes as without::
+
+        for batch in torch.utils.data.DataLoader(batches.epoch(0, 64), batch_size=None, num_workers=2):
+            batch.codes
+
+    ``batch_size=None`` because an item is a batch already.
+    """
+
+    def __init__(self, batches: EventBatches, number: int, size: int, *, shuffle: bool) -> None:
+        if size < 1:
+            raise Refusal("BATCH_EMPTY", f"batches of {size} items", "Want 1 or more")
+        self._batches, self.number, self._size = batches, number, size
+        rng = generator(batches.config.seed, "ehr/order", number)
+        self._order = rng.permutation(len(batches)) if shuffle else np.arange(len(batches))
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._size)
+
+    def __getitem__(self, index: int) -> EventBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        return self._batches.batch(self._order[index * self._size : (index + 1) * self._size], self.number)
+
+    def __iter__(self) -> Iterator[EventBatch]:
+        return (self[index] for index in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -228,37 +259,12 @@ class _Static:
         low, high = self._offsets[rows], self._offsets[rows + 1]
         if most is not None:
             high = np.minimum(high, low + most)
-        at = _ranges(low, high)
+        at = ranges(low, high)
         return _StaticRows(high - low, self._codes[at], self._values[at], self._has_value[at])
 
 
 def _no_static(count: int) -> _StaticRows:
     return _StaticRows(np.zeros(count, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, bool))
-
-
-class _Grid:
-    """Lays ragged rows, each a front part and a main part, into a padded table [B, L]."""
-
-    def __init__(self, front: np.ndarray, main: np.ndarray, pad: Literal["right", "left"]) -> None:
-        total = front + main
-        longest = int(total.max(initial=0))
-        pads = longest - total if pad == "left" else np.zeros_like(total)
-        begin = np.arange(len(total)) * longest + pads
-        column = np.arange(longest, dtype=np.int32)
-        self.present = column < total[:, None] if pad == "right" else column >= pads[:, None]
-        self.in_front = self.present & (column < (pads + front)[:, None])
-        self._full = bool((main == longest).all())
-        self._main = _ranges(begin + front, begin + total)
-        self._front = _ranges(begin, begin + front)
-
-    def lay(self, main: np.ndarray, front: np.ndarray | float, empty: float) -> Tensor:
-        """The table of some column; ``empty`` where there is nothing."""
-        if self._full:
-            return torch.from_numpy(main.reshape(self.present.shape))
-        table = np.full(self.present.size, empty, main.dtype)
-        table[self._main] = main
-        table[self._front] = front
-        return torch.from_numpy(table.reshape(self.present.shape))
 
 
 def _again(
@@ -287,34 +293,3 @@ def _scaled(tokens: JointTokens, codes: np.ndarray, values: np.ndarray) -> tuple
     scaled, has_value = np.zeros(len(values), np.float32), np.zeros(len(values), bool)
     scaled[given], has_value[given] = tokens._scale(codes[given], values[given])
     return scaled, has_value
-
-
-def _ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
-    """The whole numbers of some half-open ranges, behind one another."""
-    length = stop - start
-    ends = np.cumsum(length)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(start - ends + length, length)
-
-
-def _hash(key: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """uint64: the SplitMix64 finaliser (Steele, Lea and Flood, OOPSLA 2014) of key + golden ratio * (value + 1)."""
-    x = key + (value.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
-
-
-def _hash32(key: np.ndarray, rows: np.ndarray, begin: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """uint32: the finaliser of MurmurHash3 (Appleby) of each event's key and its number in the record, rows - begin."""
-    step = np.uint32(0x9E3779B9)
-    x = rows.astype(np.uint32) * step
-    x += np.repeat(key.astype(np.uint32) - begin.astype(np.uint32) * step, taken)
-    x ^= x >> np.uint32(16)
-    x *= np.uint32(0x85EBCA6B)
-    x ^= x >> np.uint32(13)
-    x *= np.uint32(0xC2B2AE35)
-    x ^= x >> np.uint32(16)
-    return x

@@ -115,7 +115,7 @@ class DailyForm(Form):
     """
 
     config: DailyConfig
-    names: dict[str, tuple[str, str]]
+    names: dict[str, tuple[str, str]] = field(repr=False)
     fitted_on: str
     _tables: dict[str, _Codes] = field(default_factory=dict, repr=False)
 

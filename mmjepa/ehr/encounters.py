@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from mmjepa.config import build, to_plain
+from mmjepa.ehr.choices import check_choices
 from mmjepa.ehr.daily import DIED
 from mmjepa.ehr.saved import Form, load_form
 from mmjepa.ehr.stays import DAY_US, NEVER, pair_intervals
@@ -47,6 +48,7 @@ class EncountersConfig:
     max_encounters: int = 20
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.max_encounters < 1:
             raise ValueError("max_encounters must be at least 1")
 
@@ -87,9 +89,9 @@ class EncounterForm(Form):
     with a diagnosis and of those with a drug."""
 
     config: EncountersConfig
-    vocabulary: tuple[str, ...]
+    vocabulary: tuple[str, ...] = field(repr=False)
     coverage: dict[str, int]
-    names: dict[str, str]
+    names: dict[str, str] = field(repr=False)
     fitted_on: str
     _tables: dict[str, _Codes] = field(default_factory=dict, repr=False)
 

@@ -1,7 +1,7 @@
 """The hourly text as a fitted form: its settings and the names of the training split's codes, on disk with their hash."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class HourlyForm(Form):
     them. Other codes are named by the store at hand. fitted_on: fingerprint of the store."""
 
     config: HourlyTextConfig
-    names: dict[str, tuple[str, str]]
+    names: dict[str, tuple[str, str]] = field(repr=False)
     fitted_on: str
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mmjepa.config import build, to_plain
+from mmjepa.ehr.choices import check_choices
 from mmjepa.ehr.saved import Form, load_form
 from mmjepa.ehr.store import EventStore
 from mmjepa.refusal import Refusal
@@ -48,6 +49,7 @@ class TokensConfig:
     )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         low, high = self.winsor
         if self.min_count < 1 or self.bins < 2 or not 0 <= low < high <= 1:
             raise ValueError("min_count must be at least 1, bins 2 and winsor two rising quantiles in 0..1")
@@ -61,13 +63,13 @@ class JointTokens(Form):
     token ``first[i] + 1 + b``."""
 
     config: TokensConfig
-    codes: tuple[str, ...]
-    low: np.ndarray
-    high: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    codes: tuple[str, ...] = field(repr=False)
+    low: np.ndarray = field(repr=False)
+    high: np.ndarray = field(repr=False)
+    mean: np.ndarray = field(repr=False)
+    std: np.ndarray = field(repr=False)
     fitted_on: str
-    edges: np.ndarray | None = None
+    edges: np.ndarray | None = field(default=None, repr=False)
     _tables: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
+from torch.utils.data import DataLoader
 
 from mmjepa.ehr.batches import BatchesConfig, EventBatch, EventBatches
 from mmjepa.ehr.store import EventStore
@@ -172,6 +173,28 @@ def test_an_epoch_gives_every_item_once_in_a_keyed_order(made):
     assert sorted(chain.from_iterable(other)) == store.subjects.tolist()
     kept = [batch.subjects.tolist() for batch in batches.epoch(0, 32, shuffle=False)]
     assert list(chain.from_iterable(kept)) == store.subjects.tolist()
+
+
+def test_a_data_loader_reads_an_epoch_by_number_with_and_without_workers(made):
+    _, store, tokens = made
+    config = BatchesConfig(length=6, window="random", hide=0.3)
+    batches = EventBatches(store, store.subjects, tokens=tokens, config=config)
+    epoch = batches.epoch(2, 50)
+    alone = [fields(batch) for batch in epoch]
+    assert len(epoch) == len(alone) == 3
+    assert fields(epoch[1])["codes"].tobytes() == alone[1]["codes"].tobytes()
+    for workers in (0, 2):
+        loaded = DataLoader(batches.epoch(2, 50), batch_size=None, num_workers=workers)
+        assert len(loaded) == 3
+        for batch, mine in zip(loaded, alone, strict=True):
+            assert {name: column.tobytes() for name, column in fields(batch).items()} == {
+                name: column.tobytes() for name, column in mine.items()
+            }
+    for beyond in (3, -1):
+        with pytest.raises(IndexError, match="of 3"):
+            epoch[beyond]
+    with pytest.raises(Refusal, match="BATCH_EMPTY"):
+        batches.epoch(0, 0)
 
 
 def test_random_windows_start_everywhere_equally_often_and_events_are_hidden_as_often_as_told(tmp_path):
