@@ -6,7 +6,6 @@ subject_id int64, prediction_time timestamp[us], time_to_event_days float (days 
 subject may have a row there and no yes-or-no label; a label without such a row is refused.
 """
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -138,7 +137,7 @@ def check_labels(source: Path) -> dict[str, "pd.DataFrame"]:
 def place_labels(tasks: Mapping[str, "pd.DataFrame"], source: Path, target: Path) -> dict[str, Any]:
     """Put checked tasks into ``target``, whole or not at all.
 
-    Files are hard-linked where the disk allows it, else copied; a task whose values had to be cast is written anew as
+    Files are copied, so that a source that is written again later does not change the cohort; a task whose values had to be cast is written anew as
     ``0.parquet``. Sidecars and declarations come along. Returns ``labels`` by task and, where there are any, ``label_casts``.
     """
     casts = {name: frame.attrs["casts"] for name, frame in tasks.items() if frame.attrs["casts"]}
@@ -151,7 +150,8 @@ def place_labels(tasks: Mapping[str, "pd.DataFrame"], source: Path, target: Path
                 if name in casts:
                     _write_cast(frame, source / name, temporary / name / "0.parquet")
                 for file in kept_files(source / name, cast=name in casts):
-                    link(source / name / file, temporary / name / file)
+                    (temporary / name / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source / name / file, temporary / name / file)
     return {"labels": {name: len(frame) for name, frame in tasks.items()}, **({"label_casts": casts} if casts else {})}
 
 
@@ -180,15 +180,6 @@ def _write_cast(frame: "pd.DataFrame", folder: Path, file: Path) -> None:
     table = _read(label_files(folder)[0], Counter())
     column = next(name for name in VALUE_COLUMNS if name in table.column_names)
     frame.rename(columns={"value": column}).to_parquet(file, index=False)
-
-
-def link(source: Path, target: Path) -> None:
-    """Hard-link a file where the disk allows it, else copy it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _read(file: Path, casts: "Counter[str]") -> "pa.Table":
