@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from mmjepa.ehr.choices import check_choices
 from mmjepa.ehr.ragged import Grid, hash32, hash64, ranges
-from mmjepa.ehr.store import EventStore
+from mmjepa.ehr.store import EventStore, given_us
 from mmjepa.ehr.tokens import PAD, JointTokens
 from mmjepa.keyed import generator, key_words
 from mmjepa.refusal import Refusal
@@ -85,16 +85,18 @@ class EventBatches:
         self,
         store: EventStore,
         subjects: np.ndarray,
-        prediction_times: np.ndarray | None = None,
+        prediction_times: Any = None,
         *,
         tokens: JointTokens,
         labels: np.ndarray | None = None,
         config: BatchesConfig | None = None,
     ) -> None:
-        """subjects: int64 [n], repeats allowed. prediction_times: int64 us [n]; None sees whole records, and ``before``
-        then counts from the moment when the last row became known. labels: [n], of any type that torch knows.
+        """subjects: int64 [n], repeats allowed. prediction_times: [n], date-times or int64 us (``store.given_us``); None sees
+        whole records, and ``before`` then counts from the moment when the last row became known. labels: [n], of any type
+        that torch knows.
 
-        Rows that give no token (``tokens.config.exclude``, images) are looked for once, here. Raises SUBJECT_UNKNOWN.
+        Rows that give no token (``tokens.config.exclude``, images) are looked for once, here. Raises Refusal SUBJECT_UNKNOWN,
+        TIME_TYPE, TIME_ZONE.
         """
         self._arguments = (store, subjects, prediction_times, tokens, labels, config)
         self.config, self.tokens = config or BatchesConfig(), tokens
@@ -110,7 +112,7 @@ class EventBatches:
         self._static = _Static(store, tokens, self._table)
         self._row = store.rows(self.subjects)
         self._begin = np.asarray(store.offsets)[self._row]
-        t_us = np.full(len(self.subjects), EVER) if prediction_times is None else np.asarray(prediction_times, np.int64)
+        t_us = np.full(len(self.subjects), EVER) if prediction_times is None else given_us(prediction_times)
         start, stop = store.as_of(self.subjects, t_us)
         self.prediction_times = None if prediction_times is None else t_us
         self._key_us = t_us
@@ -270,7 +272,7 @@ def _no_static(count: int) -> _StaticRows:
 def _again(
     store: EventStore,
     subjects: np.ndarray,
-    prediction_times: np.ndarray | None,
+    prediction_times: Any,
     tokens: JointTokens,
     labels: np.ndarray | None,
     config: BatchesConfig | None,

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from mmjepa.ehr.build import VERSION, build_in_folder, build_in_memory
 from mmjepa.ehr.meds_io import open_root
 from mmjepa.ehr.sinks import ARRAYS
 from mmjepa.refusal import Refusal
+
+TIME_HINT = "Give datetime64 or whole microseconds since 1970, none missing"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +131,14 @@ class EventStore:
         """The row of one subject. Raises Refusal SUBJECT_UNKNOWN."""
         return int(self.rows(np.asarray([subject_id]))[0])
 
-    def as_of(self, subjects: np.ndarray, times_us: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def as_of(self, subjects: np.ndarray, times: Any) -> tuple[np.ndarray, np.ndarray]:
         """Half-open ranges of the timed rows known at t, t included as MEDS wants it of a prediction time.
 
-        subjects, times_us: int64 [B]. Returns (start, stop), int64 [B]: exactly the rows with available_us <= t, in the
-        order in which they became available. O(log rows) for the whole batch at once.
+        subjects: int64 [B]. times: [B], see ``given_us``. Returns (start, stop), int64 [B]: exactly the rows with
+        available_us <= t, in the order in which they became available. O(log rows) for the whole batch at once.
+        Raises Refusal SUBJECT_UNKNOWN, TIME_TYPE, TIME_ZONE.
         """
-        rows, times_us = self.rows(subjects), np.asarray(times_us, np.int64)
+        rows, times_us = self.rows(subjects), given_us(times)
         start = np.asarray(self.offsets)[rows]
         low, high = start.copy(), np.asarray(self.offsets)[rows + 1]
         while (open_ := low < high).any():
@@ -160,6 +164,19 @@ def to_us(times: Any) -> np.ndarray:
             "TIME_ZONE", "the times carry a time zone", "Give local clock times without one; a move shifts every hour"
         )
     return raw.astype("datetime64[us]").astype(np.int64)
+
+
+def given_us(times: Any) -> np.ndarray:
+    """Times that somebody asks about, as int64 microseconds since 1970: whole numbers are that already, date-times of any unit
+    (datetime64, a pandas column) are turned into it. Raises Refusal TIME_TYPE (anything else, a missing time), TIME_ZONE."""
+    raw = np.asarray(times)
+    if raw.dtype.kind in "iu" or not raw.size:
+        return raw.astype(np.int64)
+    if raw.dtype.kind != "M" and not all(isinstance(time, date | np.datetime64) for time in raw.flat):
+        raise Refusal("TIME_TYPE", f"times of type {raw.dtype} say no time", TIME_HINT)
+    if missing := int(np.not_equal(raw, raw).sum()):
+        raise Refusal("TIME_TYPE", f"{missing} of {raw.size} times are missing", TIME_HINT)
+    return to_us(raw)
 
 
 def _reopen(folder: Path, fingerprint: str) -> EventStore:

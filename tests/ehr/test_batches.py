@@ -243,6 +243,19 @@ def test_what_becomes_known_after_the_prediction_time_changes_no_bit(made, tmp_p
     )
 
 
+@pytest.mark.parametrize("unit", ["s", "us", "ns"])
+def test_prediction_times_of_any_unit_see_the_same_past(made, unit):
+    _, store, tokens = made
+    times = np.full(len(store.subjects), 40 * HOUR_US)
+    asked_for = pd.Series(times.astype("datetime64[us]").astype(f"datetime64[{unit}]"))
+    items = np.arange(len(times))
+    one, two = (EventBatches(store, store.subjects, t, tokens=tokens) for t in (times, asked_for))
+    for name, column in fields(one.batch(items)).items():
+        assert column.tobytes() == fields(two.batch(items))[name].tobytes(), name
+    with pytest.raises(Refusal, match="TIME_TYPE"):
+        EventBatches(store, store.subjects, times.astype(float), tokens=tokens)
+
+
 def test_bad_requests_are_refused(made):
     _, store, tokens = made
     with pytest.raises(Refusal, match="SUBJECT_UNKNOWN"):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjepa.ehr import store as store_module
-from mmjepa.ehr.store import EventStore, to_us
+from mmjepa.ehr.store import EventStore, given_us, to_us
 from mmjepa.refusal import Refusal
 
 ARRAYS = (
@@ -286,3 +286,38 @@ def test_the_mimic_demo_store_equals_its_parquet(data_folder):
     assert (np.array(store.vocabulary, object)[store.codes] == frame["code"].to_numpy()).all()
     families = frame.groupby(frame["code"].str.split("//").str[0])["numeric_value"].count()
     assert families["LAB"] == np.isfinite(store.values[store.match(["LAB"])[store.codes]]).sum() > 300_000
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("kind", [pd.Series, np.asarray, pd.DatetimeIndex, lambda x: pd.Series(x).tolist(), list])
+def test_as_of_reads_a_date_time_of_any_unit_as_the_time_that_it_says(tmp_path, unit, kind):
+    store = EventStore.in_memory(write_root(tmp_path / "ehr", world(range(9), lambda _, kind: f"C//{kind}")))
+    asked_us = (np.arange(9) - 2) * 3_600_000_000
+    times = kind(asked_us.astype("datetime64[us]").astype(f"datetime64[{unit}]"))
+    for found, want in zip(store.as_of(store.subjects, times), store.as_of(store.subjects, asked_us), strict=True):
+        assert found.tolist() == want.tolist()
+    assert given_us(times).tolist() == asked_us.tolist()
+
+
+@pytest.mark.parametrize("code", ["TIME_TYPE", "TIME_ZONE"])
+def test_as_of_refuses_what_says_no_time_and_a_zone(tmp_path, code):
+    store = EventStore.in_memory(write_root(tmp_path / "ehr", world([1], lambda _, kind: f"C//{kind}")))
+    zoned = [pd.Timestamp("2020-01-01", tz="America/New_York")]
+    wrong = {
+        "TIME_ZONE": (zoned, pd.Series(zoned), pd.DatetimeIndex(zoned)),
+        "TIME_TYPE": (
+            *([1.5], ["2020-01-01"], [np.timedelta64(1, "s")], [True], [None], [pd.NaT], [np.datetime64("NaT")]),
+            np.array(["2020-01-01"], "datetime64[ns]").astype(object),  # numpy makes it a number that has lost its unit
+            *(pd.Series(["2020-01-01T00:00+02:00"]), pd.Series([1, None], dtype="Int64")),
+        ),
+    }
+    for times in wrong[code]:
+        with pytest.raises(Refusal, match=code) as info:
+            store.as_of(np.array([1]), times)
+        assert "2020" not in info.value.message
+
+
+def test_whole_numbers_are_microseconds_whatever_holds_them():
+    for times in ([5, 7], pd.Series([5, 7]), pd.Series([5, 7], dtype="Int64"), np.array([5, 7], np.int32), (5, 7)):
+        assert given_us(times).tolist() == [5, 7]
+    assert given_us([]).dtype == np.int64
