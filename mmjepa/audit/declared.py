@@ -4,7 +4,9 @@ Every key may be left out. ``window_days``: from and to, days after the predicti
 ``includes_start``: whether an event at the window's very start counts. ``within_stay``: the outcome must fall into the stay that
 holds the prediction time. ``outcome_codes``: the codes the label is made of. ``flow``: the steps by which subjects were
 included, each with ``step``, ``subjects``, ``positives`` left after it and ``reads_until_days`` (how far after the prediction
-time its criterion looks; 0: not at all).
+time its criterion looks; 0: not at all). ``outcome_given``: the outcome comes from a table beside the record, so that its codes need
+not be in it. Where ``flow.json`` of ``mmjepa label`` lies beside, the labels are compared with its last step, which censoring
+has passed too.
 """
 
 from dataclasses import dataclass
@@ -16,12 +18,14 @@ from scipy.stats import fisher_exact
 
 from mmjepa.audit.events import DAY_US, NEVER, Events
 from mmjepa.audit.finding import Finding, judge
+from mmjepa.audit.labels import Task
 from mmjepa.audit.outcome import Outcome
 from mmjepa.audit.scan import SIGNIFICANT
 from mmjepa.config import build
 from mmjepa.files import read_json
+from mmjepa.refusal import Refusal
 
-FILE = "task.json"
+FILE, STEPS_FILE = "task.json", "flow.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class Declaration:
     includes_start: bool = False
     within_stay: bool = False
     outcome_codes: tuple[str, ...] = ()
+    outcome_given: bool = False
     flow: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,7 +80,7 @@ def declared_window(declared: Declaration) -> list[Finding]:
 
 def other_stays(events: Events, declared: Declaration, outcome: Outcome | None) -> list[Finding]:
     """Check 4: true labels whose event falls outside the stay of the prediction time, where the task says it must not."""
-    if not declared.within_stay or outcome is None:
+    if not declared.within_stay or outcome is None or not outcome.explains:
         return []
     rows = outcome.rows
     inside, start_us, end_us = events.stays.current(rows.subject, rows.t_us)
@@ -111,6 +116,42 @@ def declared_flow(declared: Declaration) -> list[Finding]:
             "Say why: a criterion may stand in for the outcome",
             fires="warn",
         ),
+    ]
+
+
+def flow_is_of_these_labels(declared: Declaration, task: Task, task_folder: Path) -> list[Finding]:
+    """Check 11: the last step's subjects and positives are those of the labels; nothing where no flow is declared."""
+    if not declared.flow:
+        return []
+    last, path = declared.flow[-1], task_folder / STEPS_FILE
+    subjects, positives = last.subjects, last.positives
+    if path.is_file():
+        try:
+            subjects, positives = (int(read_json(path)[-1][name]) for name in ("subjects", "positives"))
+        except (LookupError, TypeError, ValueError):
+            raise Refusal("FILE_BROKEN", f"{path} holds no steps", "Make the labels again") from None
+    binary = not np.isnan(task.y).any()
+    here, here_positives = (len(np.unique(task.subject_id[which])) for which in (slice(None), task.y == 1))
+    differs = subjects != here or (binary and positives != here_positives)
+    sentence = f"the flow ends with {subjects} subjects, {positives} of them positive; the labels hold {here}"
+    sentence += f" and {here_positives}" if binary else ""
+    advice = "The labels are not those of the flow: make both again"
+    return [judge("11d", "flow of other labels", int(differs), sentence, advice)]
+
+
+def outcome_codes_known(events: Events, declared: Declaration) -> list[Finding]:
+    """Check 4: declared outcome codes that the record does not know: fails where it knows none; nothing where none are declared."""
+    if not declared.outcome_codes or declared.outcome_given:
+        return []
+    unknown = sorted(set(declared.outcome_codes) - set(events.vocabulary))
+    sentence = (
+        f"{len(unknown)} of {len(set(declared.outcome_codes))} declared outcome codes are not in the record"
+        + _listed(unknown)
+    )
+    advice = "Spell them as the record does; an outcome from a table beside it is declared by outcome_given: true"
+    none_known = len(unknown) == len(set(declared.outcome_codes))
+    return [
+        judge("4h", "unknown outcome codes", len(unknown), sentence, advice, fires="fail" if none_known else "warn")
     ]
 
 

@@ -15,6 +15,7 @@ DEATH = re.compile(r"MEDS_DEATH(//|$)")
 BIRTH = re.compile(r"MEDS_BIRTH(//|$)")
 DAY_US = 86_400_000_000
 NEVER = np.iinfo(np.int64).max
+ALWAYS = -(1 << 62)  # the time of static rows: before any prediction time, its distance to any is an int64
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Events:
-    """All timed events of a cohort, flat.
+    """All events of a cohort, flat.
 
     subjects [S] int64 ids; subject [E] int64 index into them; times_us, available_us [E] int64; codes [E] int32 into
     vocabulary [C] str; values [E] float32, NaN where there is none.
@@ -79,6 +80,24 @@ class Events:
             codes=codes[keep],
             values=np.asarray(store.values)[keep],
             vocabulary=vocabulary,
+        )
+
+    @classmethod
+    def visible(cls, store: Any) -> "Events":
+        """As ``of``, and before them each subject's static rows, known ``ALWAYS``: what an input may show at some time."""
+        timed, static = cls.of(store), np.asarray(store.static_codes)
+        owner = np.repeat(np.arange(len(store.subjects), dtype=np.int64), np.diff(store.static_offsets))
+        subject = np.concatenate([owner, timed.subject])
+        order = np.argsort(subject, kind="stable")
+        always = np.full(len(static), ALWAYS)
+        return cls(
+            subjects=timed.subjects,
+            subject=subject[order],
+            times_us=np.concatenate([always, timed.times_us])[order],
+            available_us=np.concatenate([always, timed.available_us])[order],
+            codes=np.concatenate([static.astype(timed.codes.dtype), timed.codes])[order],
+            values=np.concatenate([np.asarray(store.static_values), timed.values])[order],
+            vocabulary=timed.vocabulary,
         )
 
     def matching(self, pattern: re.Pattern[str], also: re.Pattern[str] | None = None) -> np.ndarray:

@@ -4,11 +4,11 @@ import itertools
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control, hypergeom, norm, rankdata
+from scipy.stats import false_discovery_control, norm, rankdata
 
 from mmjepa.audit.events import Events
 from mmjepa.audit.finding import Finding, judge, not_applicable
-from mmjepa.audit.scan import MIN_CLASS, null_error
+from mmjepa.audit.scan import MIN_CLASS, fisher, null_error
 
 SITE = "SITE"  # static codes SITE//<name> say where a subject was cared for
 RATE_Q, JUMP = 0.01, 0.20
@@ -46,8 +46,7 @@ def _tests(events: Events, who: str, members: np.ndarray) -> list[tuple[float, f
     held, others = (np.bincount(code[members[subject] == here], minlength=size) for here in (True, False))
     enough = np.flatnonzero((held + others >= MIN_CLASS) & (held + others < len(members)))
     held, others = held[enough], others[enough]
-    law = hypergeom(len(members), held + others, inside)  # Fisher's exact test, its smaller tail twice
-    p = np.minimum(1, 2 * np.minimum(law.cdf(held), law.sf(held - 1)))
+    p = fisher(held, others, inside, outside)
     a, b = held / inside, others / outside
     jump = np.abs(a - b) / np.maximum(a, b)
     found = [

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 
-from mmjepa.audit.events import CODED_AFTERWARDS, DEATH, DIED, DISCHARGE, NEVER, Events, Ranks
+from mmjepa.audit.events import CODED_AFTERWARDS, DAY_US, DEATH, DIED, DISCHARGE, NEVER, Events, Ranks
 from mmjepa.audit.finding import Finding, judge, not_applicable
 from mmjepa.audit.scan import (
     MIN_CLASS,
     SIGNIFICANT,
     Rows,
+    fisher,
     grouped_auroc,
     out_of_fold_scores,
     record_size,
@@ -20,6 +21,11 @@ from mmjepa.audit.scan import (
 from mmjepa.audit.scores import auroc_draws
 
 TOO_GOOD, BY_SIZE = 0.95, 0.60
+COMMON, USUAL = (
+    0.25,
+    0.50,
+)  # share of one class that has a code; that lacks it, as long records of the other may explain
+MUCH_RARER = 20  # how many times rarer that is in the other class
 SURE = 2.58  # standard errors to the end of a 99 % interval
 SHAPE = ["shape_x", "shape_y", "shape_z"]
 TOO_FEW = f"fewer than {MIN_CLASS} subjects in a class"
@@ -64,11 +70,11 @@ class Task:
 
 
 def time_is_knowable(events: Events, task: Task) -> list[Finding]:
-    """Check 4: prediction times inside the record of a known subject, while alive."""
+    """Check 4: prediction times inside the record of a known subject, or within a day after it, while alive."""
     strangers = int((task.subject < 0).sum())
     subject, t_us = task.subject[task.subject >= 0], task.t_us[task.subject >= 0]
     dead = int((t_us > events.deaths_us[subject]).sum())
-    outside = int(((t_us < events.first_us[subject]) | (t_us > events.last_us[subject])).sum())
+    outside = int(((t_us < events.first_us[subject]) | (t_us - DAY_US > events.last_us[subject])).sum())
     return [
         judge(
             "4",
@@ -88,7 +94,7 @@ def time_is_knowable(events: Events, task: Task) -> list[Finding]:
             "4c",
             "prediction outside the record",
             outside,
-            f"{outside} prediction times lie before the first or after the last thing known of the subject",
+            f"{outside} prediction times lie before the first thing known of the subject, or over a day after the last",
             "Look at how the times were made: nothing is observed there",
             fires="warn",
         ),
@@ -96,7 +102,10 @@ def time_is_knowable(events: Events, task: Task) -> list[Finding]:
 
 
 def outcome_in_input(events: Events, task: Task) -> Finding:
-    """Check 7: death codes and discharges that spell death, visible as of the prediction time."""
+    """Check 7: death codes and discharges that spell death, visible as of the prediction time.
+
+    events: with the static rows.
+    """
     telling = events.matching(DEATH) | events.matching(DISCHARGE, also=DIED)
     seen = np.full(len(events.subjects), NEVER)
     np.minimum.at(seen, events.subject[telling], events.available_us[telling])
@@ -135,7 +144,7 @@ def one_to_one_codes(found: pd.DataFrame, rows: Rows) -> Finding:
     if min(positive, negative) < 2:
         return not_applicable("5", name, "fewer than 2 subjects in a class")
     ways = gammaln(positive + negative + 1) - gammaln(positive + 1) - gammaln(negative + 1)
-    if ways < np.log(max(len(found), 1) / SIGNIFICANT):
+    if ways < np.log(max((found["kind"] == "presence").sum(), 1) / SIGNIFICANT):
         return not_applicable("5", name, "too few subjects to tell it from chance")
     codes = found.loc[found["agrees"], "code"].tolist()
     sentence = f"{len(codes)} codes are present exactly where the label is true, or false" + _named(codes)
@@ -143,7 +152,7 @@ def one_to_one_codes(found: pd.DataFrame, rows: Rows) -> Finding:
 
 
 def single_features(found: pd.DataFrame, rows: Rows) -> Finding:
-    """Check 9: one code's presence or last value separates the classes almost perfectly.
+    """Check 9: one code's presence, values or count separates the classes almost perfectly.
 
     Fails where the AUROC's 99 % interval lies above .95; warns where only the AUROC does, as it may by chance with few subjects.
     """
@@ -154,9 +163,41 @@ def single_features(found: pd.DataFrame, rows: Rows) -> Finding:
     low = size - SURE * np.array([standard_error(auroc, *rows.class_sizes()) for auroc in size])
     strong, sure = found[size > TOO_GOOD], found[low > TOO_GOOD]
     codes = (strong if sure.empty else sure)["code"].drop_duplicates().tolist()
-    sentence = f"{len(codes)} of {found['code'].nunique()} codes alone reach an AUROC above {TOO_GOOD}" + _named(codes)
+    sentence = (
+        f"{len(codes)} of {found['code'].nunique()} codes alone (present or not; first, last, lowest, highest value; count) reach an AUROC above {TOO_GOOD}"
+        + _named(codes)
+    )
     advice = "Ask how it can be known at the prediction time"
     return judge("9", name, len(codes), sentence, advice, fires="warn" if sure.empty else "fail")
+
+
+def codes_of_one_class(found: pd.DataFrame, rows: Rows) -> Finding:
+    """Check 9: a code that a quarter of one class or more has, or that half of it lacks, and hardly anyone of the other.
+
+    Hardly anyone: at most a twentieth of that share. Warns, where Fisher's exact test over subjects is sure after correction for
+    all codes: severe illness may do the same.
+    """
+    name = "codes of one class alone"
+    if min(rows.class_sizes()) < MIN_CLASS:
+        return not_applicable("9b", name, TOO_FEW)
+    seen = found[found["kind"] == "presence"]
+    p = fisher(seen["positives"].to_numpy(), seen["negatives"].to_numpy(), *rows.class_sizes())
+    a, b = (
+        seen[side].to_numpy(float) / size
+        for side, size in zip(("positives", "negatives"), rows.class_sizes(), strict=True)
+    )
+    apart = _of_one(a, b, COMMON) | _of_one(1 - a, 1 - b, USUAL)
+    hits = (p * max(len(seen), 1) < SIGNIFICANT) & apart
+    worst = np.flatnonzero(hits)[np.argsort(p[hits], kind="stable")]
+    shown = [f"{seen['code'].iloc[k]} in {a[k]:.0%} of true labels and {b[k]:.0%} of false" for k in worst]
+    sentence = f"{len(shown)} codes, or the want of them, are nearly one class's own" + _named(shown)
+    advice = "Ask whether it is a consequence of the outcome, and whether it is known at the prediction time"
+    return judge("9b", name, len(shown), sentence, advice, fires="warn")
+
+
+def _of_one(a: np.ndarray, b: np.ndarray, enough: float) -> np.ndarray:
+    least, most = np.minimum(a, b), np.maximum(a, b)
+    return (most >= enough) & (least <= most / MUCH_RARER)
 
 
 def record_size_tells(events: Events, rows: Rows, scores: pd.DataFrame | None = None) -> Finding:

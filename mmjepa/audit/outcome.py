@@ -26,7 +26,8 @@ class Outcome:
     """The code, or the codes, that the label is made of.
 
     code: in words. codes [K] int64: into the vocabulary. rows: the label rows looked at. behind [N] bool: true labels whose event lies at or before t and not
-    after. event_us [N] int64: the nearest event, ``NEVER`` where there is none. reach_us: how far from t events count.
+    after. event_us [N] int64: the nearest event, ``NEVER`` where there is none. reach_us: how far from t events count. explains: whether
+    the label follows from the codes alone; codes that are declared need not, as where a value decides.
     """
 
     code: str
@@ -35,12 +36,13 @@ class Outcome:
     behind: np.ndarray
     event_us: np.ndarray
     reach_us: int
+    explains: bool = True
 
 
 def outcome_of(events: Events, rows: Rows, named: Sequence[str] = ()) -> Outcome | None:
     """The code whose events tell the label best; None where none tells it. ``named``: the codes it is declared to be made of.
 
-    Where several tell it equally, the one that needs the past least, so that an honest explanation wins.
+    events: with the static rows. Declared codes that do not tell it are behind where none of them follows. Where several tell it equally, the one that needs the past least, so that an honest explanation wins.
     """
     best: tuple[float, int] | None = None
     found = None
@@ -52,27 +54,34 @@ def outcome_of(events: Events, rows: Rows, named: Sequence[str] = ()) -> Outcome
             behind = (rows.y == 1) & (ahead > limit) & (back <= limit)
         else:
             behind, limit = np.zeros(len(rows.y), bool), limit_after
+        explains = max(after, either) >= EXPLAINED
+        if not explains:
+            behind = (rows.y == 1) & (ahead == NEVER) & (back != NEVER)
         score = max(after, either), -int(behind.sum())
-        if score[0] >= EXPLAINED and (best is None or score > best):
+        if (explains or len(named)) and len(codes) and (best is None or score > best):
             event_us = np.where(ahead <= back, _shifted(rows.t_us, ahead, 1), _shifted(rows.t_us, back, -1))
             name = ", ".join(map(str, events.vocabulary[codes]))
-            best, found = score, Outcome(name, codes, rows, behind, event_us, int(limit))
+            best, found = score, Outcome(name, codes, rows, behind, event_us, int(limit), explains)
     return found
 
 
-def window_reads_the_past(outcome: Outcome | None) -> list[Finding]:
+def window_reads_the_past(outcome: Outcome | None, named: Sequence[str] = ()) -> list[Finding]:
     """Check 4: true labels whose event lies at or before the prediction time; and one label for all of a subject's times."""
     names = "label window opens too early", "one label for all times of a subject"
     if outcome is None:
-        why = "no single code tells the label, so its window cannot be read off; declare it in task.json"
+        why = "not judged: no single code tells the label, so its window cannot be read off; declare outcome_codes in task.json"
+        if named:
+            why = "not judged: none of the declared outcome codes is in the record"
         return [not_applicable("4d", names[0], why), not_applicable("4e", names[1], why)]
     count, rows = int(outcome.behind.sum()), outcome.rows
+    made = "can be recomputed from" if outcome.explains else "is declared to be made of"
     sentence = (
-        f"the label can be recomputed from {outcome.code}; for {count} of {int(rows.y.sum())} true labels it lies at "
+        f"the label {made} {outcome.code}; for {count} of {int(rows.y.sum())} true labels it lies at or before the "
     )
-    early = judge(
-        "4d", names[0], count, sentence + "or before the prediction time", "Open the window after it, or drop the rows"
-    )
+    advice = "Open the window after it, or drop the rows"
+    early = judge("4d", names[0], count, sentence + "prediction time and not after", advice)
+    if not outcome.explains:
+        return [early, not_applicable("4e", names[1], "not judged: the declared codes alone do not tell the label")]
     repeated = _repeated(outcome)
     sentence = f"{repeated} subjects have a true label both before and after {outcome.code}, and no subject's label ever changes"
     return [
@@ -81,7 +90,7 @@ def window_reads_the_past(outcome: Outcome | None) -> list[Finding]:
     ]
 
 
-def left_out_by_outcome(events: Events, task: Task, outcome: Outcome | None) -> Finding:
+def left_out_by_outcome(events: Events, task: Task, outcome: Outcome | None, flow_declared: bool = False) -> Finding:
     """Check 11: subjects with the event that prediction times follow, yet without a label: are they chosen by the outcome?
 
     Asked are those whose record reaches to the time at which they would have been labelled, unless a code known by then sets
@@ -89,10 +98,13 @@ def left_out_by_outcome(events: Events, task: Task, outcome: Outcome | None) -> 
     have the outcome afterwards though the share among the labelled says otherwise; warns where the shares merely differ.
     """
     name = "cohort filtered on the outcome"
-    anchor = None if outcome is None else _anchor(events, outcome.rows)
+    anchor = _anchor(events, outcome.rows) if outcome is not None and outcome.explains else None
     if outcome is None or anchor is None:
-        why = "no code marks the prediction times" if outcome is not None else "no single code tells the label"
-        return not_applicable("11", name, f"{why}; declare the cohort's flow in task.json")
+        tells = outcome is not None and outcome.explains
+        why = "no code marks the prediction times" if tells else "the label does not follow from a code's presence"
+        then = "only the declared flow is judged, 11b to 11d" if flow_declared else "declare its flow in task.json"
+        sentence = f"not judged: {why}, so subjects left out because of the outcome would go unseen; {then}"
+        return not_applicable("11", name, sentence)
     code, offset_us = anchor
     at = _would_be_asked(events, outcome.rows, code, offset_us)
     without = np.setdiff1d(np.flatnonzero(at != -NEVER), task.subject)

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmjepa.audit.events import CODED_AFTERWARDS, DAY_US, DIED, DISCHARGE, NEVER, Events
+from mmjepa.audit.events import ALWAYS, CODED_AFTERWARDS, DAY_US, DEATH, DIED, DISCHARGE, NEVER, Events
 from mmjepa.audit.finding import Finding, judge, not_applicable
 from mmjepa.refusal import Refusal
 
@@ -75,7 +75,9 @@ def near_duplicates(events: Events, splits: Mapping[str, np.ndarray]) -> Finding
             people[digest] = people.get(digest, 0) + 1
     count = sum(people[digest] for digest, names in where.items() if len(names) > 1)
     sentence = f"{count} subjects share their codes and values, one for one, with a subject of another split"
-    return judge("1c", "near-duplicate records", count, sentence, "Keep one of them, or put them in the same split")
+    return judge(
+        "1c", "exact duplicates of records", count, sentence, "Keep one of them, or put them in the same split"
+    )
 
 
 def same_image_twice(index: pd.DataFrame) -> Finding:
@@ -142,6 +144,17 @@ def death_in_discharge_codes(events: Events) -> list[Finding]:
             "Set available_time to the discharge time",
         ),
     ]
+
+
+def ends_without_a_time(visible: Events) -> Finding:
+    """Check 7: deaths and discharges among the static rows, which an input shows at every prediction time.
+
+    visible: events with the static rows.
+    """
+    static = (visible.matching(DEATH) | visible.matching(DISCHARGE)) & (visible.times_us == ALWAYS)
+    count = int(static.sum())
+    sentence = f"{count} deaths and discharges have no time, so that they are visible from the start"
+    return judge("7d", "death or discharge without a time", count, sentence, "Give them their time, or drop the rows")
 
 
 def after_death(events: Events) -> list[Finding]:

@@ -50,11 +50,12 @@ def audit(
     if worst(findings) == "fail":
         findings.append(not_applicable("2-16", "all other checks", "the records cannot be read until this is mended"))
     else:
-        findings += _of_record(opened, events := Events.of(opened.events()))
+        visible = Events.visible(opened.events())
+        findings += _of_record(opened, events := Events.of(opened.events()), visible)
         findings += _of_run(opened, names, run)
         findings.append(_against_oracle(given))
         for name in names:
-            findings += [replace(finding, task=name) for finding in _of_task(opened, name, events, given)]
+            findings += [replace(finding, task=name) for finding in _of_task(opened, name, events, visible, given)]
         if not names:
             findings.append(not_applicable("4-12", "checks of labels", "the cohort has no labels"))
     return summary(findings, names)
@@ -68,11 +69,12 @@ def summary(findings: Sequence[Finding], tasks: Sequence[str]) -> dict[str, Any]
     return {"verdict": worst(findings), **counts, "tasks": list(tasks), "findings": plain}
 
 
-def _of_record(cohort: Cohort, events: Events) -> list[Finding]:
+def _of_record(cohort: Cohort, events: Events, visible: Events) -> list[Finding]:
     store = cohort.events()
     findings = [record.near_duplicates(events, store.splits)]
     findings += record.coded_afterwards(events)
     findings += record.death_in_discharge_codes(events)
+    findings.append(record.ends_without_a_time(visible))
     findings += record.after_death(events)
     findings.append(record.known_before_it_happened(events))
     if cohort.has_images:
@@ -91,23 +93,26 @@ def _of_run(cohort: Cohort, tasks: Sequence[str], run: Path | str | None) -> lis
     return findings + ([fitted.fitted_vocabulary(cohort.events(), tokens)] if tokens.is_file() else [])
 
 
-def _of_task(cohort: Cohort, name: str, events: Events, given: Given) -> list[Finding]:
+def _of_task(cohort: Cohort, name: str, events: Events, visible: Events, given: Given) -> list[Finding]:
     task = labels.Task.of(name, _with_place(cohort, name), events)
     says = declared.read_declaration(cohort.labels_folder / name)
     index = VolumeStore(cohort.path).index if cohort.has_images else None
     findings = labels.time_is_knowable(events, task)
-    findings += [labels.outcome_in_input(events, task), labels.stay_coding_in_input(events, task)]
+    findings += [labels.outcome_in_input(visible, task), labels.stay_coding_in_input(events, task)]
     findings += declared.declared_window(says) + declared.declared_flow(says)
+    findings += declared.flow_is_of_these_labels(says, task, cohort.labels_folder / name)
+    findings += declared.outcome_codes_known(visible, says)
     if index is not None:
         findings.append(images.only_later_images(task, index))
     rows = task.rows().thinned()
     if not len(rows.y):
         return [*findings, not_applicable("5-12", "checks of yes-or-no labels", "the task has no yes-or-no labels")]
-    made_of = outcome.outcome_of(events, rows, says.outcome_codes)
-    findings += outcome.window_reads_the_past(made_of) + declared.other_stays(events, says, made_of)
-    findings.append(outcome.left_out_by_outcome(events, task, made_of))
-    found = scan(events, rows)
+    made_of = outcome.outcome_of(visible, rows, says.outcome_codes)
+    findings += outcome.window_reads_the_past(made_of, says.outcome_codes) + declared.other_stays(events, says, made_of)
+    findings.append(outcome.left_out_by_outcome(events, task, made_of, bool(says.flow)))
+    found = scan(visible, rows)
     findings += [labels.one_to_one_codes(found, rows), labels.single_features(found, rows)]
+    findings.append(labels.codes_of_one_class(found, rows))
     return [*findings, labels.record_size_tells(events, rows, given.scores), labels.order_tells(task, index)]
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from scipy.stats import norm, rankdata
+from scipy.stats import hypergeom, norm, rankdata
 
 from mmjepa.audit.events import NEVER, Events, Ranks
 from mmjepa.keyed import generator
 
 MIN_CLASS = 10  # subjects in the smaller class
 SIGNIFICANT = 1e-3  # after multiplying by the number of features looked at
+KINDS = ("first", "value", "low", "high", "count")
 MAX_ROWS_A_SUBJECT, MAX_SUBJECTS, CHUNK = 8, 4_000, 256
 DAY_US, HOUR_US = 86_400_000_000, 3_600_000_000
 
@@ -46,14 +47,30 @@ def grouped_auroc(table: np.ndarray, rows: Rows) -> tuple[np.ndarray, np.ndarray
 
     table: [N, K]. A subject's rows of one class are averaged first, so that each subject counts once a class.
     """
-    groups, member = np.unique(rows.subject * 2 + rows.y.astype(np.int64), return_inverse=True)
-    weight = 1 / np.bincount(member)[member]
-    average = csr_array((weight, (member, np.arange(len(member)))), shape=(len(groups), len(member)))
-    ranks = rankdata(average @ table, axis=0)
-    positive = groups % 2 == 1
+    total, size, positive = _by_group(rows)
+    ranks = rankdata(_rounded((total @ table) / size[:, None]), axis=0)
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     auroc = (ranks[positive].sum(axis=0) - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
     return auroc, 2 * norm.sf(np.abs(auroc - 0.5) / null_error(n_positive, n_negative))
+
+
+def _by_group(rows: Rows) -> tuple[csr_array, np.ndarray, np.ndarray]:
+    """A subject's rows of one class are a group. [G, N] sums over each; its rows [G]; whether it is of the positive class [G]."""
+    groups, member = np.unique(rows.subject * 2 + rows.y.astype(np.int64), return_inverse=True)
+    total = csr_array((np.ones(len(member)), (member, np.arange(len(member)))), shape=(len(groups), len(member)))
+    return total, np.bincount(member), groups % 2 == 1
+
+
+def _rounded(average: np.ndarray) -> np.ndarray:
+    """To 40 binary digits (12 decimal ones): averages of equal numbers over groups of different sizes must tie."""
+    mantissa, exponent = np.frexp(average)
+    return np.ldexp(np.round(np.ldexp(mantissa, 40)), exponent - 40)
+
+
+def fisher(a: np.ndarray, b: np.ndarray, n_a: int, n_b: int) -> np.ndarray:
+    """Fisher's exact test, its smaller tail twice: a of n_a against b of n_b. [K] p."""
+    law = hypergeom(n_a + n_b, a + b, n_a)
+    return np.minimum(1, 2 * np.minimum(law.cdf(a), law.sf(a - 1)))
 
 
 def null_error(n_positive: int, n_negative: int) -> float:
@@ -69,12 +86,13 @@ def standard_error(auroc: float, n_positive: int, n_negative: int) -> float:
 
 
 def scan(events: Events, rows: Rows) -> pd.DataFrame:
-    """Presence and last value of every code as of the prediction times.
+    """Presence and values of every code as of the prediction times. events: with the static rows.
 
-    Columns: code, kind (presence, value), auroc, p (NaN with fewer than 10 subjects a class), agrees (presence is the label,
-    one to one).
+    Columns: code, kind (presence; first, value for the last, low, high, count of those with values), auroc, p (NaN with fewer
+    than 10 subjects a class), agrees (presence is the label, one to one), positives, negatives (subjects of either class with
+    the code; NaN for values).
     """
-    found = [_presence(events, rows), _last_values(events, rows)]
+    found = [_presence(events, rows), _values(events, rows)]
     return pd.concat(found, ignore_index=True)
 
 
@@ -84,6 +102,7 @@ def _presence(events: Events, rows: Rows) -> pd.DataFrame:
     subject, code, first = subject[here], code[here], first[here]
     enough = min(rows.class_sizes()) >= MIN_CLASS
     people, row_of = np.unique(rows.subject, return_inverse=True)
+    total, _, positive = _by_group(rows)
     tables = []
     for start in range(0, len(events.vocabulary), CHUNK):
         low, high = np.searchsorted(code, [start, start + CHUNK])
@@ -94,6 +113,7 @@ def _presence(events: Events, rows: Rows) -> pd.DataFrame:
         present = present[:, varying]
         auroc, p = grouped_auroc(present, rows) if enough and len(varying) else np.full((2, len(varying)), np.nan)
         match = present == (rows.y == 1)[:, None]
+        have = (total @ present) > 0
         tables.append(
             pd.DataFrame(
                 {
@@ -102,13 +122,15 @@ def _presence(events: Events, rows: Rows) -> pd.DataFrame:
                     "auroc": auroc,
                     "p": p,
                     "agrees": match.all(axis=0) | ~match.any(axis=0),
+                    "positives": have[positive].sum(axis=0),
+                    "negatives": have[~positive].sum(axis=0),
                 }
             )
         )
     return pd.concat(tables, ignore_index=True)
 
 
-def _last_values(events: Events, rows: Rows) -> pd.DataFrame:
+def _values(events: Events, rows: Rows) -> pd.DataFrame:
     with_value = np.flatnonzero(~np.isnan(events.values) & np.isin(events.subject, rows.subject))
     with_value = with_value[
         np.lexsort((events.available_us[with_value], events.subject[with_value], events.codes[with_value]))
@@ -117,17 +139,28 @@ def _last_values(events: Events, rows: Rows) -> pd.DataFrame:
     values = events.values[with_value].astype(float)
     ranks = Ranks(np.concatenate([events.available_us[with_value], rows.t_us]))
     keys, wanted = ranks.key(subject, events.available_us[with_value]), ranks.key(rows.subject, rows.t_us)
-    found: list[tuple[str, float, float]] = []
+    found: list[tuple[str, str, float, float]] = []
     bounds = np.flatnonzero(np.diff(codes, prepend=-1, append=-1)) if len(codes) else np.zeros(0, np.int64)
     for low, high in itertools.pairwise(bounds):
         at = np.searchsorted(keys[low:high], wanted, side="right") - 1
         measured = (at >= 0) & (subject[low:high][at.clip(0)] == rows.subject)
         some = Rows(rows.subject[measured], rows.t_us[measured], rows.y[measured])
         if min(some.class_sizes()) >= MIN_CLASS:
-            auroc, p = grouped_auroc(values[low:high][at[measured], None], some)
-            found.append((str(events.vocabulary[codes[low]]), float(auroc[0]), float(p[0])))
-    table = pd.DataFrame(found, columns=["code", "auroc", "p"])
-    return table.assign(kind="value", agrees=False)
+            auroc, p = grouped_auroc(_so_far(subject[low:high], values[low:high])[at[measured]], some)
+            name = str(events.vocabulary[codes[low]])
+            found += [(name, kind, float(auroc[k]), float(p[k])) for k, kind in enumerate(KINDS)]
+    table = pd.DataFrame(found, columns=["code", "kind", "auroc", "p"])
+    return table.assign(agrees=False, positives=np.nan, negatives=np.nan)
+
+
+def _so_far(subject: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[n, 5]: first, last, least and greatest value and their count up to each row of its subject; rows sorted by subject."""
+    start = np.searchsorted(subject, subject)
+    known, rank = np.unique(values, return_inverse=True)
+    step = subject * len(known)  # later subjects rank above all earlier ones, so that each starts its own maximum
+    high = np.maximum.accumulate(step + rank) - step
+    low = len(known) - 1 - (np.maximum.accumulate(step + len(known) - 1 - rank) - step)
+    return np.stack([values[start], values, known[low], known[high], np.arange(len(values)) - start + 1], axis=1)
 
 
 def record_size(events: Events, rows: Rows) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Every check of the audit fires on its planted fault and stays silent on a clean cohort."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def write(
     """A cohort folder; rows go to the files in equal pieces of subjects."""
     for part in ("data", "metadata"):
         (folder / "ehr" / part).mkdir(parents=True)
-    events = events.sort_values(["subject_id", "time"], kind="stable").astype({"numeric_value": "float32"})
+    events = events.sort_values(["subject_id", "time"], kind="stable", na_position="first")
+    events = events.astype({"numeric_value": "float32"})
     for i in range(files):
         piece = events[events["subject_id"] % files == i]
         piece.to_parquet(folder / f"ehr/data/{i}.parquet", index=False)
@@ -120,7 +122,7 @@ def test_a_clean_cohort_fails_nothing(tmp_path, seed):
     assert result["fail"] == 0, [f for f in result["findings"] if f["verdict"] == "fail"]
     checks = findings(result)
     assert {check for check, found in checks.items() if found["verdict"] == "pass"} >= {
-        "1", "1b", "1c", "4", "4b", "4c", "5", "6b", "6c", "7", "7b", "7c", "8", "9", "12", "13"
+        "1", "1b", "1c", "4", "4b", "4c", "5", "6b", "6c", "7", "7b", "7c", "7d", "8", "9", "9b", "12", "13"
     }  # fmt: skip
     assert checks["6"]["verdict"] == "warn"
 
@@ -182,6 +184,41 @@ def test_a_code_that_is_the_label_fails_either_way_round(tmp_path, events, label
         result = audit(write(tmp_path / name, add(events, rows, "FLAG//1"), labels))
         assert "FLAG//1" in findings(result)["5"]["sentence"]
         assert (findings(result)["5"]["count"], result["verdict"]) == (1, "fail")
+
+
+@pytest.mark.parametrize(("code", "checks"), [("FLAG//1", {"4d", "5", "9", "9b"}), ("MEDS_DEATH", {"7c", "7d"})])
+def test_a_row_without_a_time_is_visible_always_and_fails_where_it_tells(tmp_path, events, labels, code, checks):
+    positive = labels.loc[labels["boolean_value"], "subject_id"]
+    others = events[events["code"] != "MEDS_DEATH"]  # else 4d would find the label told by what follows it
+    static = add(others, [(s, pd.NaT, pd.NaT) for s in positive], code)
+    found = findings(audit(write(tmp_path / "cohort", static, labels)))
+    assert checks <= {check for check, finding in found.items() if finding["verdict"] in ("fail", "warn")}
+    assert found["7d"]["count"] == (len(positive) if code == "MEDS_DEATH" else 0)
+
+
+def test_a_value_without_a_time_that_marks_true_labels_fails_and_one_that_does_not_passes(tmp_path, events, labels):
+    age = labels["subject_id"] % 60 + 20.0
+    for name, value in (("marks", age.where(~labels["boolean_value"], 200.0)), ("not", age)):
+        rows = labels[["subject_id"]].assign(time=pd.NaT, available_time=pd.NaT, code="AGE", numeric_value=value)
+        found = findings(audit(write(tmp_path / name, pd.concat([events, rows]), labels)))
+        assert found["9"]["verdict"] == ("fail" if name == "marks" else "pass")
+        assert found["5"]["verdict"] == found["7d"]["verdict"] == "pass"
+
+
+def test_a_prediction_up_to_a_day_after_the_last_event_is_inside_the_record(tmp_path, events, labels):
+    last = events.groupby("subject_id")["available_time"].max()
+    for hours, count in ((23, 0), (25, N)):
+        late = labels.assign(prediction_time=labels["subject_id"].map(last).to_numpy() + hours * HOUR)
+        assert findings(audit(write(tmp_path / f"{hours}", events, late)))["4c"]["count"] == count
+
+
+def test_labels_cut_after_their_declaration_and_unknown_outcome_codes_fail_a_whole_audit(tmp_path, events, labels):
+    folder = write(tmp_path / "cohort", events, labels.head(44))
+    says = {"outcome_codes": ["NOPE"], "flow": [{"step": "all", "subjects": N, "positives": 60}]}
+    (folder / "labels" / "death" / "task.json").write_text(json.dumps(says))
+    found = findings(audit(folder))
+    assert [found[check]["verdict"] for check in ("4h", "11d", "4d")] == ["fail", "fail", "not-applicable"]
+    assert "declare" not in found["11"]["sentence"].replace("declared", "")
 
 
 def test_a_code_that_is_the_label_but_known_only_later_passes(tmp_path, events, labels):
