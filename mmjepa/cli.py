@@ -1,21 +1,18 @@
-"""The verbs of ``mmjepa`` and their arguments. ``cli_calls`` holds what each calls, ``cli_show`` how its result is shown."""
+"""The verbs of ``mmjepa`` and their arguments.
+
+``cli_arguments`` holds what they share, ``cli_calls`` what each calls, ``cli_show`` how its result is shown.
+"""
 
 import argparse
-import math
 import sys
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mmjepa import __version__, cli_calls, cli_show
-from mmjepa.console import Result, run, show_mapping
+from mmjepa.cli_arguments import EXIT_CODES, config_arguments, hours, names, run_arguments, two_numbers, verb
+from mmjepa.console import Result, run
 from mmjepa.refusal import Refusal
-
-EXIT_CODES = (
-    "exit codes: 0 done, 1 the audit failed, 2 refused (bad input, said in one line; ingest: no image was accepted), "
-    "130 interrupted"
-)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _data_verbs(verbs: Any) -> None:
-    ingest = _verb(
+    ingest = verb(
         verbs,
         "ingest",
         cli_calls.ingest,
@@ -90,7 +87,7 @@ def _data_verbs(verbs: Any) -> None:
     ingest.add_argument("--min-slices", type=int, default=4, help="fewest slices of a volume (default 4)")
     ingest.add_argument(
         "--rescale",
-        type=_two_numbers,
+        type=two_numbers,
         metavar="SLOPE,INTERCEPT",
         help="for DICOM slices without rescale tags (refused)",
     )
@@ -106,14 +103,16 @@ def _data_verbs(verbs: Any) -> None:
     ingest.add_argument(
         "--form", choices=("npy", "blosc2"), default="npy", help="how voxels are stored: npy is faster, blosc2 smaller"
     )
+    ingest.set_defaults(of_images={name: ingest.get_default(name) for name in cli_calls.IMAGE_SETTINGS})
 
-    label = _verb(
+    label = verb(
         verbs,
         "label",
         cli_calls.label,
         "make labels from a task file",
         "Evaluates a task file in the language of ACES on the records of a cohort; datasets/*/tasks hold built-in ones. What of the "
-        "language is not understood is refused. Who is lost before the outcome could be known is left out and counted.",
+        "language is not understood is refused. Who is lost before the outcome could be known is left out and counted. A bare "
+        "MEDS root stays as it is: name --out.",
         "mmjepa label cohort --task datasets/mimic_iv/tasks/mortality_30d.yaml --predicates datasets/mimic_iv/predicates.yaml",
         "COHORT/labels/TASK: MEDS labels, flow.json (what each step leaves), task.json (what the audit reads)",
         show=cli_show.labels,
@@ -122,9 +121,13 @@ def _data_verbs(verbs: Any) -> None:
     label.add_argument("--task", type=Path, required=True, help="the task file")
     label.add_argument("--predicates", type=Path, help="the file of the data set's predicates")
     label.add_argument("--events", type=Path, help="a parquet or csv of further events, such as given sepsis onsets")
-    label.add_argument("--out", type=Path, help="the folder to write (COHORT/labels/TASK); it must be new")
+    label.add_argument(
+        "--out",
+        type=Path,
+        help="the folder to write (COHORT/labels/TASK; of a bare MEDS root it must be named); it must be new",
+    )
 
-    audit = _verb(
+    audit = verb(
         verbs,
         "audit",
         cli_calls.audit,
@@ -136,14 +139,20 @@ def _data_verbs(verbs: Any) -> None:
         show=cli_show.audit,
     )
     audit.add_argument("cohort", type=Path, help="a cohort folder or a MEDS root")
-    audit.add_argument("--labels", nargs="+", metavar="TASK", help="tasks under COHORT/labels (default: all of them)")
+    audit.add_argument(
+        "--labels",
+        type=names,
+        action="extend",
+        metavar="TASK[,TASK]",
+        help="tasks under COHORT/labels, with commas or given again (default: all of them)",
+    )
     audit.add_argument("--run", type=Path, metavar="RUN", help="a trained run: does it see what comes after its time")
     audit.add_argument("--scores", type=Path, metavar="TABLE", help="a tuned model's score table, for checks 10 and 16")
     audit.add_argument(
         "--oracle", type=Path, metavar="TABLE", help="the best scores possible (synthetic), for check 16"
     )
 
-    forms = _verb(
+    forms = verb(
         verbs,
         "forms",
         cli_calls.forms,
@@ -158,11 +167,15 @@ def _data_verbs(verbs: Any) -> None:
     forms.add_argument("--subject", type=int, help="whose record (default the first who has such a stay)")
     forms.add_argument("--stay", type=int, default=0, help="which ICU stay, from 0 (default 0)")
     forms.add_argument(
-        "--hours", type=_hours, default=(0, 6), metavar="A:B", help="from hour A to before hour B of it (default 0:6)"
+        "--hours",
+        type=hours,
+        default=(0, 1),
+        metavar="A:B",
+        help="from hour A to before hour B of it (default 0:1)",
     )
     forms.add_argument("--names", type=Path, help="csv of code, name, unit: readable names of codes")
 
-    _verb(
+    verb(
         verbs,
         "doctor",
         cli_calls.doctor,
@@ -176,7 +189,7 @@ def _data_verbs(verbs: Any) -> None:
 
 
 def _model_verbs(verbs: Any) -> None:
-    pretrain = _verb(
+    pretrain = verb(
         verbs,
         "pretrain",
         cli_calls.pretrain,
@@ -187,9 +200,9 @@ def _model_verbs(verbs: Any) -> None:
         "a run folder: config.yaml, metrics.jsonl, checkpoints/, model/",
         show=cli_show.phases,
     )
-    _config_arguments(pretrain)
+    config_arguments(pretrain)
 
-    embed = _verb(
+    embed = verb(
         verbs,
         "embed",
         cli_calls.embed,
@@ -198,11 +211,11 @@ def _model_verbs(verbs: Any) -> None:
         "mmjepa embed runs/demo cohort --out embeddings.parquet",
         "a parquet table: subject_id, prediction_time, split, z",
     )
-    _run_arguments(embed)
+    run_arguments(embed)
     embed.add_argument("--out", type=Path, required=True, help="the parquet file to write; it must not exist")
     embed.add_argument("--untrained", action="store_true", help="with the weights before training, as a baseline")
 
-    evaluate = _verb(
+    evaluate = verb(
         verbs,
         "evaluate",
         cli_calls.evaluate,
@@ -221,7 +234,7 @@ def _model_verbs(verbs: Any) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="of folds and bootstrap (default 0)")
     evaluate.add_argument("--draws", type=int, default=2000, help="of the bootstrap over subjects (default 2000)")
 
-    rollout = _verb(
+    rollout = verb(
         verbs,
         "rollout",
         cli_calls.rollout,
@@ -232,13 +245,13 @@ def _model_verbs(verbs: Any) -> None:
         "error and skill at each horizon with intervals, for recorded, held and no actions",
         show=cli_show.rollout,
     )
-    _run_arguments(rollout)
+    run_arguments(rollout)
     rollout.add_argument("--out", type=Path, help="a csv file to write the table to; it must not exist")
     rollout.add_argument("--from-hour", type=int, default=24, help="hours of a stay that are known (default 24)")
     rollout.add_argument("--horizon", type=int, default=48, help="hours to roll over (default 48)")
     rollout.add_argument("--draws", type=int, default=2000, help="of the bootstrap over subjects (default 2000)")
 
-    plan = _verb(
+    plan = verb(
         verbs,
         "plan",
         cli_calls.plan,
@@ -247,54 +260,7 @@ def _model_verbs(verbs: Any) -> None:
         "mmjepa plan recipes/configs/ct_ehr_small.yaml",
         "parameters by part, phases, memory, FLOPs, and the assumptions behind them",
     )
-    _config_arguments(plan)
-
-
-def _verb(
-    verbs: Any,
-    name: str,
-    call: Callable[[argparse.Namespace], Result],
-    summary: str,
-    text: str,
-    example: str,
-    makes: str,
-    show: Callable[[Mapping[str, Any]], None] = show_mapping,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=f"{textwrap.fill(text, 100)}\n\nexample:   {example}\ncomes out: {makes}",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on standard output")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(call=call, show=show)
-    return parser
-
-
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, help="a YAML config")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="laid on the config, for instance optim.lr=1e-4"
-    )
-
-
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("cohort", type=Path, help="a cohort folder")
-
-
-def _two_numbers(text: str) -> tuple[float, float]:
-    slope, intercept = map(float, text.split(","))
-    if not (slope > 0 and math.isfinite(slope) and math.isfinite(intercept)):
-        raise ValueError
-    return slope, intercept
-
-
-def _hours(text: str) -> tuple[int, int]:
-    first, last = map(int, text.split(":"))
-    return first, last
+    config_arguments(plan)
 
 
 if __name__ == "__main__":

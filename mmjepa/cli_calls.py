@@ -1,26 +1,36 @@
 """What each verb calls: arguments in, one function of the package, its result and exit code out. Imports wait until they are needed."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmjepa.console import Result
 from mmjepa.refusal import Refusal
+
+HELP = "See mmjepa ingest --help"
+IMAGE_SETTINGS = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu", "form")
 
 
 def ingest(options: argparse.Namespace) -> Result:
     from mmjepa.ingest import explain, ingest, ingest_ct, ingest_ehr
 
-    names = ("crosswalk", "salt", "workers", "min_slices", "rescale", "tilt", "nifti_hu", "form")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in IMAGE_SETTINGS}
     match options.source:
-        case ["ehr", text] if not (options.ehr or options.ct):
+        case ["ct" | "ehr" as word, _] if options.ehr or options.ct:
+            raise Refusal("USAGE", f"--ehr and --ct go with a whole source, not with {word}", HELP)
+        case ["ehr", text]:
+            _refuse_image_settings(settings, options)
             return ingest_ehr(Path(text), options.out), 0
-        case ["ct", text] if not (options.ehr or options.ct):
+        case ["ct", text]:
             images_alone, source = True, Path(text)
         case [] | [_]:
             images_alone, source = False, Path(options.source[0]) if options.source else None
         case _:
-            raise Refusal("USAGE", "want one source folder, or ct (ehr) and a folder", "See mmjepa ingest --help")
+            stray = options.source[2 if options.source[0] in ("ct", "ehr") else 0]
+            raise Refusal(
+                "USAGE", f"{stray!r} is one word too many: want a source folder, or ct or ehr and a folder", HELP
+            )
     if options.explain:
         identity = {name: settings[name] for name in ("crosswalk", "salt")}
         return explain(source, options.out, options.explain, ct=options.ct, **identity)
@@ -30,6 +40,14 @@ def ingest(options: argparse.Namespace) -> Result:
         result = ingest(source, options.out, ehr=options.ehr, ct=options.ct, **settings)
         images = result.get("ct") or {}
     return result, 2 if images.get("accepted") == 0 else 0
+
+
+def _refuse_image_settings(settings: Mapping[str, Any], options: argparse.Namespace) -> None:
+    given = [name for name, value in settings.items() if value != options.of_images[name]]
+    given += ["explain"] if options.explain else []
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise Refusal("USAGE", f"{flags}: of images, and ingest ehr reads records alone", HELP)
 
 
 def label(options: argparse.Namespace) -> Result:

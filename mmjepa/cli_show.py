@@ -1,4 +1,5 @@
-"""What people read on standard error when a verb is done; programs read ``--json``."""
+"""What people read when a verb is done; programs read ``--json``. Standard error, except of a verb whose product is its text
+(audit, forms), which can be piped into a file."""
 
 import sys
 from collections.abc import Mapping
@@ -40,11 +41,11 @@ def audit(result: Mapping[str, Any]) -> None:
     for finding in result["findings"]:
         if finding["task"] != task:
             task = finding["task"]
-            print(f"labels {task}:", file=sys.stderr)
-        print(f"{finding['verdict']:<15}{finding['check']:<5}{finding['name']}: {finding['sentence']}", file=sys.stderr)
+            print(f"labels {task}:")
+        print(f"{finding['verdict']:<15}{finding['check']:<5}{finding['name']}: {finding['sentence']}")
         if finding["verdict"] in ("warn", "fail"):
-            print(f"{'':<20}-> {finding['advice']}", file=sys.stderr)
-    print(f"verdict: {result['verdict']}", file=sys.stderr)
+            print(f"{'':<20}-> {finding['advice']}")
+    print(f"verdict: {result['verdict']}")
 
 
 def labels(result: Mapping[str, Any]) -> None:
@@ -54,6 +55,8 @@ def labels(result: Mapping[str, Any]) -> None:
         counts = f"{step['rows']} rows, {step['positive_rows']} true, {step['subjects']} subjects"
         print(f"{step['step']}{lost}: {counts}", file=sys.stderr)
     print(f"{result['rows']} labels, {result['positives']} true, in {result['out']}", file=sys.stderr)
+    if "note" in result:
+        print(f"warning: {result['note']}", file=sys.stderr)
 
 
 def phases(result: Mapping[str, Any]) -> None:

@@ -193,7 +193,10 @@ def _read(file: Path, casts: "Counter[str]") -> "pa.Table":
         with refusals(file, meds.LabelSchema):
             return meds.LabelSchema.align(table)
     except Refusal as refusal:
-        raise Refusal(refusal.code.replace("MEDS_", "LABELS_"), refusal.message, refusal.hint) from None
+        hint = refusal.hint
+        if any(name.startswith("__index_level_") for name in table.column_names):
+            hint = "__index_level_0__ is the index that pandas wrote along: write with to_parquet(..., index=False)"
+        raise Refusal(refusal.code.replace("MEDS_", "LABELS_"), refusal.message, hint) from None
 
 
 def _raw(file: Path, kind: str) -> "pa.Table":

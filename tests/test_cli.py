@@ -81,11 +81,48 @@ def test_json_is_the_only_line_on_standard_output_and_is_strict(capfd, monkeypat
     assert {"python", "c library", "child"} <= set(err.splitlines())
 
 
-def test_without_json_people_read_standard_error(capsys, ends_with):
+def test_the_text_of_an_audit_is_its_product_and_stands_on_standard_output(capsys, ends_with):
     ends_with()
-    code, out, err = run(capsys, "audit", "c")
-    assert (code, out) == (0, "")
-    assert "verdict: pass" in err
+    assert run(capsys, "audit", "c") == (0, "verdict: pass\n", "")
+
+
+def test_of_other_verbs_people_read_standard_error(capsys):
+    _, out, err = run(capsys, "doctor")
+    assert out == ""
+    assert "verdict: " in err
+
+
+@pytest.mark.parametrize(
+    "words", [["--labels", "a,b", "c"], ["c", "--labels", "a", "--labels", "b"], ["--labels=a, b", "c"]]
+)
+def test_label_tasks_are_named_with_commas_or_one_by_one_and_swallow_no_cohort(capsys, monkeypatch, words):
+    asked = []
+    monkeypatch.setattr(audit_room, "audit", lambda *names, **_: asked.append(names) or {"verdict": "pass"})
+    assert run(capsys, "audit", *words, "--json")[0] == 0
+    assert asked == [(Path("c"), ["a", "b"])]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ingest", "her", "X", "--out", "c"], "'her' is one word too many"),
+        (["ingest", "ehr", "X", "Y", "--out", "c"], "'Y' is one word too many"),
+        (["ingest", "ehr", "X", "--ct", "Y", "--out", "c"], "not with ehr"),
+        (
+            ["ingest", "ehr", "X", "--out", "c", "--workers", "4", "--min-slices", "3", "--form", "blosc2"],
+            "--workers, --min-slices, --form: of images",
+        ),
+        (["ingest", "ehr", "X", "--out", "c", "--explain", "i"], "--explain: of images"),
+        (["ingest", "X", "--out", "c", "--rescale", "0,1"], "want them as 1,-1024"),
+        (["forms", "c", "--hours", "3"], "want A:B, as 0:6"),
+        (["audit", "c", "--labels", "a,,b"], "want one, or several as a,b"),
+    ],
+)
+def test_a_wrong_word_is_named_with_what_would_be_right(capsys, words, said):
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert err.startswith("refused: USAGE: ")
+    assert said in err
 
 
 def test_a_refusal_is_one_line_and_code_2(capsys, ends_with):

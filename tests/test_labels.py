@@ -91,6 +91,17 @@ def test_values_that_would_be_guessed_at_are_refused(tmp_path, columns):
     refused("LABELS_SCHEMA", read_labels, tmp_path, "t")
 
 
+def test_an_index_that_pandas_wrote_along_is_named_with_the_cure(tmp_path):
+    times = pd.to_datetime(["2020-01-01"] * 3).as_unit("us")
+    frame = pd.DataFrame({"subject_id": [1, 2, 3], "prediction_time": times, "boolean_value": [True, False, True]})
+    (tmp_path / "t").mkdir()
+    frame.set_index(pd.Index([4, 9, 1])).to_parquet(tmp_path / "t" / "0.parquet")
+    with pytest.raises(Refusal, match=r"LABELS_SCHEMA.*index=False"):
+        read_labels(tmp_path, "t")
+    frame[:2].to_parquet(tmp_path / "t" / "0.parquet", index=False)
+    assert len(read_labels(tmp_path, "t")) == 2
+
+
 def test_whole_numbers_in_integer_value_stay_numbers(tmp_path):
     write(tmp_path, integer_value=pa.array([0, 2, 5]))
     frame = read_labels(tmp_path, "t")

@@ -1,6 +1,5 @@
 """Some hours of one ICU stay in all four forms beside the raw rows, for a person to compare by eye."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ def show_forms(
     subject_id: int | None = None,
     *,
     stay: int = 0,
-    hours: tuple[int, int] = (0, 6),
+    hours: tuple[int, int] = (0, 1),
     names: Path | None = None,
 ) -> dict[str, Any]:
     """Raw rows and the four forms of the hours [first, last) of a subject's ICU stay number ``stay`` (from 0).
@@ -61,7 +60,7 @@ def show_forms(
 
 
 def print_forms(result: Mapping[str, Any]) -> None:
-    """On standard error, one form after the other."""
+    """On standard output, one form after the other."""
     hourly = result["hourly"]
     parts = {
         "raw rows (hour, hour when known, code, value)": [_line(row) for row in result["rows"]],
@@ -73,7 +72,7 @@ def print_forms(result: Mapping[str, Any]) -> None:
         "encounters that had ended by then (day, tokens, codes)": [_line(row) for row in result["encounters"]],
     }
     for title, lines in parts.items():
-        print(f"== {title}: {len(lines)} line{'s' * (len(lines) != 1)}", *lines, sep="\n", file=sys.stderr)
+        print(f"== {title}: {len(lines)} line{'s' * (len(lines) != 1)}", *lines, sep="\n")
 
 
 def _stay(store: EventStore, subject_id: int | None, number: int) -> Stay:

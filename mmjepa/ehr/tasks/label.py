@@ -21,14 +21,20 @@ def label(
     *,
     events: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Label a cohort by a task file; ``out`` is ``COHORT/labels/<name of the task file>`` by default.
+    """Label a cohort by a task file; ``out`` is ``COHORT/labels/<name of the task file>`` by default; of a bare MEDS root, which is
+    somebody's download and stays as it is, it must be named.
 
     events: a parquet or csv table of further events (subject_id, time, code, perhaps numeric_value), such as given onsets of
     sepsis; its subjects must be in the cohort. Writes ``0.parquet`` (MEDS labels), ``flow.json`` (rows and subjects that each step
-    leaves) and ``task.json`` (what the audit reads: window, codes, steps). Returns rows, positives, subjects, steps, out.
-    Raises Refusal: the TASK_* codes, EVENTS_*, LABELS_EMPTY, OUTPUT_EXISTS.
+    leaves) and ``task.json`` (what the audit reads: window, codes, steps). Returns rows, positives, subjects, flow, out and,
+    where all labels are alike, a note. Raises Refusal: the TASK_* codes, EVENTS_*, LABELS_EMPTY, OUTPUT_EXISTS, OUT_MISSING.
     """
-    opened, says = Cohort.open(cohort), read_task(task, predicates)
+    opened = Cohort.open(cohort)
+    if out is None and opened.meds_root == opened.path:
+        raise Refusal(
+            "OUT_MISSING", f"{cohort} is a bare MEDS root, which stays as it is", "Name the folder to write with --out"
+        )
+    says = read_task(task, predicates)
     folder = fresh_folder(opened.labels_folder / says.name if out is None else Path(out), "folder with --out")
     found = evaluate(opened.events(), says, None if events is None else read_events(Path(events)))
     if found.frame.empty:
@@ -44,14 +50,21 @@ def label(
         found.frame.to_parquet(temporary / "0.parquet", index=False)
         write_json(temporary / "flow.json", [asdict(step) for step in found.flow])
         write_json(temporary / "task.json", declaration(says, found))
-    return {
+    rows, positives = len(found.frame), int(found.frame["boolean_value"].sum())
+    result = {
         "task": says.name,
         "out": str(folder),
-        "rows": len(found.frame),
-        "positives": int(found.frame["boolean_value"].sum()),
+        "rows": rows,
+        "positives": positives,
         "subjects": int(found.frame["subject_id"].nunique()),
         "flow": [asdict(step) for step in found.flow],
     }
+    if positives in (0, rows):
+        alike = "true" if positives else "false"
+        result["note"] = (
+            f"all {rows} labels are {alike}: nothing can be learned or judged. Do the predicates fit the cohort's codes?"
+        )
+    return result
 
 
 def declaration(task: Task, found: Labelled) -> dict[str, Any]:

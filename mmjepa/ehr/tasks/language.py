@@ -140,7 +140,7 @@ class Task:
 def read_task(task: Path | str, predicates: Path | str | None = None) -> Task:
     """Read a task file and the predicates of its data set, which replace the task's own of the same name, as in ACES.
 
-    Raises Refusal TASK_UNREADABLE, TASK_UNSUPPORTED (outside the language of this module), TASK_PREDICATE, TASK_WINDOW, CONFIG_*.
+    Raises Refusal TASK_MISSING, TASK_UNREADABLE, TASK_UNSUPPORTED (outside the language of this module), TASK_PREDICATE, TASK_WINDOW, CONFIG_*.
     """
     says = _load(task, {"predicates", "trigger", "windows", "description", "metadata"})
     given = _load(predicates, {"predicates", "description", "metadata"}) if predicates is not None else {}
@@ -175,6 +175,8 @@ def _own(says: Mapping[str, Any]) -> dict[str, Any]:
 def _load(path: Path | str, known: set[str]) -> dict[str, Any]:
     try:
         value = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise Refusal("TASK_MISSING", f"{path} does not exist", "Built-in tasks lie in datasets/*/tasks") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Refusal("TASK_UNREADABLE", f"{path} is no readable YAML file ({type(error).__name__})") from None
     if not isinstance(value, dict):

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from mmjepa import cli_show
 from mmjepa.audit.declared import read_declaration
 from mmjepa.cohort import Cohort
 from mmjepa.ehr.tasks import label
@@ -44,6 +45,37 @@ def test_labels_are_read_back_and_declare_themselves_to_the_audit(cohort, files)
     assert [(step.step, step.subjects, step.positives) for step in declared.flow] == [("trigger in", 2, 1)]
     flow = json.loads((cohort / "labels" / "task" / "flow.json").read_text())
     assert [(step["kind"], step["rows"]) for step in flow] == [("cohort", 2), ("censored", 2)]
+
+
+def test_a_bare_root_is_not_written_into(cohort, files, tmp_path):
+    before = sorted(cohort.rglob("*"))
+    with pytest.raises(Refusal, match=r"OUT_MISSING.*--out"):
+        label(cohort / "ehr", *files)
+    assert sorted(cohort.rglob("*")) == before
+    assert label(cohort / "ehr", *files, tmp_path / "out")["rows"] == 2
+
+
+@pytest.mark.parametrize(("hours", "alike"), [(1, "false"), (24 * 60, "true")])
+def test_labels_that_are_all_alike_are_noted(cohort, tmp_path, make_task, within, hours, alike, capsys):
+    make_task(within(hours=hours))
+    events = tmp_path / "events.csv"
+    events.write_text("subject_id,time,code\n2,2020-01-05,EVENT\n")
+    found = label(cohort, tmp_path / "task.yaml", tmp_path / "predicates.yaml", events=events)
+    assert found["note"].startswith(f"all 2 labels are {alike}: ")
+    cli_show.labels(found)
+    assert "warning: all 2 labels" in capsys.readouterr().err
+
+
+def test_mixed_labels_carry_no_note(cohort, files):
+    assert "note" not in label(cohort, *files)
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_task_file_that_is_not_there_is_said_not_to_exist(cohort, files, tmp_path, lacking):
+    given = [*files]
+    given[lacking] = tmp_path / "nowhere.yaml"
+    with pytest.raises(Refusal, match=r"TASK_MISSING.*nowhere.yaml does not exist"):
+        label(cohort, *given)
 
 
 def test_an_existing_folder_is_never_written_over(cohort, files, tmp_path):

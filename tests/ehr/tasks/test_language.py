@@ -96,4 +96,4 @@ def test_a_prediction_at_the_open_end_of_the_record_is_refused(make_task, window
 def test_files_that_are_no_task_are_refused(tmp_path, text):
     (tmp_path / "t.yaml").write_text(text)
     refused("TASK_UNREADABLE", read_task, tmp_path / "t.yaml")
-    refused("TASK_UNREADABLE", read_task, tmp_path / "absent.yaml")
+    refused("TASK_MISSING", read_task, tmp_path / "absent.yaml")
