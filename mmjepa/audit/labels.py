@@ -74,7 +74,8 @@ def time_is_knowable(events: Events, task: Task) -> list[Finding]:
     strangers = int((task.subject < 0).sum())
     subject, t_us = task.subject[task.subject >= 0], task.t_us[task.subject >= 0]
     dead = int((t_us > events.deaths_us[subject]).sum())
-    outside = int(((t_us < events.first_us[subject]) | (t_us - DAY_US > events.last_us[subject])).sum())
+    before = int((t_us < events.first_us[subject]).sum())
+    after = int((t_us - DAY_US > events.last_us[subject]).sum())
     return [
         judge(
             "4",
@@ -93,8 +94,8 @@ def time_is_knowable(events: Events, task: Task) -> list[Finding]:
         judge(
             "4c",
             "prediction outside the record",
-            outside,
-            f"{outside} prediction times lie before the first thing known of the subject, or over a day after the last",
+            before + after,
+            f"{before} prediction times lie before the first thing known of the subject, {after} over a day after the last",
             "Look at how the times were made: nothing is observed there",
             fires="warn",
         ),
