@@ -4,8 +4,9 @@
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,10 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = make_parser().parse_args(arguments)
         value = options.call(options)
         if not as_json:
-            options.show(value[0] if isinstance(value, tuple) else value)
+            _show(options.show, value[0] if isinstance(value, tuple) else value)
         return value
 
     return run(call, as_json=as_json, debug="--debug" in arguments)
+
+
+def _show(show: Callable[[Mapping[str, Any]], None], result: Mapping[str, Any]) -> None:
+    try:
+        show(result)
+        sys.stdout.flush()
+    except (
+        BrokenPipeError
+    ):  # who reads, such as head, has seen enough; what is still buffered must not fail at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -86,6 +86,19 @@ def test_the_text_of_an_audit_is_its_product_and_stands_on_standard_output(capsy
     assert run(capsys, "audit", "c") == (0, "verdict: pass\n", "")
 
 
+def test_a_reader_who_has_seen_enough_changes_no_exit_code():
+    code = (
+        "import sys; from mmjepa import audit, cli; found = {'check': '1', 'name': 'n', 'sentence': 's', 'task': None}\n"
+        "audit.audit = lambda *_, **__: {'verdict': 'fail', 'findings': [found | {'verdict': 'pass'}] * 9999}\n"
+        "sys.exit(cli.main(['audit', 'c']))"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
 def test_of_other_verbs_people_read_standard_error(capsys):
     _, out, err = run(capsys, "doctor")
     assert out == ""
