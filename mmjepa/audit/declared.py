@@ -120,23 +120,29 @@ def declared_flow(declared: Declaration) -> list[Finding]:
 
 
 def flow_is_of_these_labels(declared: Declaration, task: Task, task_folder: Path) -> list[Finding]:
-    """Check 11: the last step's subjects and positives are those of the labels; nothing where no flow is declared."""
+    """Check 11: the last step's subjects and positives are those of the labels; nothing where no flow is declared.
+
+    The steps of ``flow.json`` tell the rows too. Raises FILE_BROKEN.
+    """
     if not declared.flow:
         return []
     last, path = declared.flow[-1], task_folder / STEPS_FILE
-    subjects, positives = last.subjects, last.positives
+    here, here_positives = (len(np.unique(task.subject_id[which])) for which in (slice(None), task.y == 1))
+    told = {"subjects": (last.subjects, here), "subjects with a true label": (last.positives, here_positives)}
     if path.is_file():
         try:
-            subjects, positives = (int(read_json(path)[-1][name]) for name in ("subjects", "positives"))
+            rows, subjects, positives = (int(read_json(path)[-1][name]) for name in ("rows", "subjects", "positives"))
         except (LookupError, TypeError, ValueError):
             raise Refusal("FILE_BROKEN", f"{path} holds no steps", "Make the labels again") from None
-    binary = not np.isnan(task.y).any()
-    here, here_positives = (len(np.unique(task.subject_id[which])) for which in (slice(None), task.y == 1))
-    differs = subjects != here or (binary and positives != here_positives)
-    sentence = f"the flow ends with {subjects} subjects, {positives} of them positive; the labels hold {here}"
-    sentence += f" and {here_positives}" if binary else ""
+        told = {"rows": (rows, len(task.y)), "subjects": (subjects, here)}
+        told["subjects with a true label"] = (positives, here_positives)
+    if np.isnan(task.y).any():
+        del told["subjects with a true label"]
+    sentence = "the flow ends with, and the labels hold: " + ", ".join(
+        f"{a} and {b} {what}" for what, (a, b) in told.items()
+    )
     advice = "The labels are not those of the flow: make both again"
-    return [judge("11d", "flow of other labels", int(differs), sentence, advice)]
+    return [judge("11d", "flow of other labels", sum(a != b for a, b in told.values()), sentence, advice)]
 
 
 def outcome_codes_known(events: Events, declared: Declaration) -> list[Finding]:

@@ -65,11 +65,14 @@ def outcome_of(events: Events, rows: Rows, named: Sequence[str] = ()) -> Outcome
     return found
 
 
-def window_reads_the_past(outcome: Outcome | None, named: Sequence[str] = ()) -> list[Finding]:
+def window_reads_the_past(
+    outcome: Outcome | None, named: Sequence[str] = (), window_declared: bool = False
+) -> list[Finding]:
     """Check 4: true labels whose event lies at or before the prediction time; and one label for all of a subject's times."""
     names = "label window opens too early", "one label for all times of a subject"
     if outcome is None:
-        why = "not judged: no single code tells the label, so its window cannot be read off; declare outcome_codes in task.json"
+        why = "not judged: no single code tells the label, so its window cannot be read off; "
+        why += "only the declared window is judged, 4f" if window_declared else "declare it and its codes in task.json"
         if named:
             why = "not judged: none of the declared outcome codes is in the record"
         return [not_applicable("4d", names[0], why), not_applicable("4e", names[1], why)]

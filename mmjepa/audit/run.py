@@ -108,7 +108,9 @@ def _of_task(cohort: Cohort, name: str, events: Events, visible: Events, given: 
     if not len(rows.y):
         return [*findings, not_applicable("5-12", "checks of yes-or-no labels", "the task has no yes-or-no labels")]
     made_of = outcome.outcome_of(visible, rows, says.outcome_codes)
-    findings += outcome.window_reads_the_past(made_of, says.outcome_codes) + declared.other_stays(events, says, made_of)
+    findings += outcome.window_reads_the_past(
+        made_of, says.outcome_codes, says.window_days is not None
+    ) + declared.other_stays(events, says, made_of)
     findings.append(outcome.left_out_by_outcome(events, task, made_of, bool(says.flow)))
     found = scan(visible, rows)
     findings += [labels.one_to_one_codes(found, rows), labels.single_features(found, rows)]

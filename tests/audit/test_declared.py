@@ -68,11 +68,12 @@ def test_a_flow_that_ends_with_other_subjects_than_the_labels_fails(tmp_path, pe
 
 def test_subjects_lost_to_censoring_are_counted_where_the_steps_lie_beside(tmp_path):
     declared = Declaration(flow=(Step(step="in", subjects=85, positives=20),))
-    (tmp_path / "flow.json").write_text(
-        json.dumps([{"subjects": 85, "positives": 20}, {"subjects": 70, "positives": 18}])
-    )
+    steps = [{"rows": 2 * n, "subjects": n, "positives": p} for n, p in ((85, 20), (70, 18))]
+    (tmp_path / "flow.json").write_text(json.dumps(steps))
     verdicts = [flow_is_of_these_labels(declared, task_of(*n), tmp_path)[0].verdict for n in ((70, 18), (85, 20))]
     assert verdicts == ["pass", "fail"]
+    (tmp_path / "flow.json").write_text(json.dumps([steps[-1] | {"rows": 139}]))
+    assert flow_is_of_these_labels(declared, task_of(70, 18), tmp_path)[0].count == 1
     (tmp_path / "flow.json").write_text("[]")
     with pytest.raises(Refusal, match="FILE_BROKEN"):
         flow_is_of_these_labels(declared, task_of(70, 18), tmp_path)
