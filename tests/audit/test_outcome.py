@@ -131,3 +131,20 @@ def test_who_is_dead_or_out_of_sight_by_the_time_is_not_left_out(events_of):
     dead = [(s, ASK + 5, "MEDS_DEATH") for s in range(N) if s not in HALF]
     died = events_of(base + [(s, ASK + 50, "LAB//0", 1.0) for s in range(N)] + dead, N)
     assert [left_out(events, ASK + 20).verdict for events in (seen, unseen, died)] == ["fail", "pass", "pass"]
+
+
+@pytest.mark.parametrize(("flow_declared", "asks"), [(False, True), (True, False)])
+def test_a_filter_that_cannot_be_seen_is_said_to_be_not_judged_and_only_what_is_missing_is_asked_for(
+    events_of, flow_declared, asks
+):
+    """Half of the healthy are dropped, at times that no event marks: nothing tells when they would have been asked."""
+    events = events_of(histories(lambda s: ASK + 30), N)
+    rows = rows_of(HALF, [20 + s / 2 for s in HALF], [SICK[s] for s in HALF])
+    for outcome in (outcome_of(events, rows), None):
+        found = left_out_by_outcome(events, task_of(rows), outcome, flow_declared)
+        assert found.verdict == "not-applicable"
+        assert found.sentence.startswith("not judged")
+        assert ("declare its flow" in found.sentence) == asks
+    for window_declared in (False, True):
+        early, _ = window_reads_the_past(None, window_declared=window_declared)
+        assert ("declare it" in early.sentence) != window_declared
