@@ -104,6 +104,18 @@ def test_a_copied_or_touched_source_is_the_same_and_a_changed_one_is_noticed(tmp
     assert (pd.read_parquet(tmp_path / "cohort" / "ehr" / "data" / "0.parquet")["numeric_value"] == 1).all()
 
 
+def test_labels_that_are_written_again_leave_the_cohort_as_it_was_and_are_noticed(tmp_path):
+    source = source_folder(tmp_path / "source")
+    ingest(source, tmp_path / "cohort")
+    file = source / "labels" / "death" / "0.parquet"
+    turned = pd.read_parquet(file).assign(boolean_value=[False, True])
+    turned.to_parquet(tmp_path / "turned.parquet", index=False)
+    file.write_bytes((tmp_path / "turned.parquet").read_bytes())  # over the old bytes
+    assert Cohort.open(tmp_path / "cohort").labels("death")["value"].tolist() == [True, False]
+    with pytest.raises(Refusal, match="other labels"):
+        ingest(source, tmp_path / "cohort")
+
+
 def test_a_shard_that_the_source_no_longer_has_is_noticed(tmp_path):
     root = meds_root(tmp_path / "meds")
     more = pd.read_parquet(root / "data" / "0.parquet").iloc[:2].assign(subject_id=4)

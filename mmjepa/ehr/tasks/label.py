@@ -49,7 +49,7 @@ def label(
         temporary.mkdir()
         found.frame.to_parquet(temporary / "0.parquet", index=False)
         write_json(temporary / "flow.json", [asdict(step) for step in found.flow])
-        write_json(temporary / "task.json", declaration(says, found))
+        write_json(temporary / "task.json", declaration(says, found) | ({"outcome_given": True} if events else {}))
     rows, positives = len(found.frame), int(found.frame["boolean_value"].sum())
     result = {
         "task": says.name,

@@ -97,6 +97,8 @@ def test_no_row_is_a_refusal_that_tells_the_flow(cohort, tmp_path, make_task, wi
 def test_given_events_are_read_from_csv(cohort, files, tmp_path):
     (tmp_path / "onsets.csv").write_text("subject_id,time,code\n2,2020-01-02 10:00:00,EVENT\n")
     assert label(cohort, *files, events=tmp_path / "onsets.csv")["positives"] == 2
+    (folder,) = (cohort / "labels").iterdir()
+    assert read_declaration(folder).outcome_given  # its codes need not be in the record
 
 
 @pytest.mark.parametrize(
