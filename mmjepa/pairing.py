@@ -1,6 +1,7 @@
 """Which CT goes with which record, as of when. What cannot be paired is a row with its reason, never guessed and never absent."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,6 +26,22 @@ REASONS = (
 )
 NO_IMAGE = "no_image"
 BLOCK_ROWS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingConfig:
+    """How a run pairs, as ``pair`` takes it. ``nearest`` scans need labels, which a run has none of."""
+
+    rule: Rule = "as_of_scan"
+    window_days: float | None = None
+    orders: tuple[str, ...] = ()
+    scans: Literal["all", "first", "last"] = "all"
+
+    def __post_init__(self) -> None:
+        try:
+            _check_rule(self.rule, self.window_days, self.orders, self.scans)
+        except Refusal as refusal:
+            raise ValueError(f"{refusal.message}; {refusal.hint}") from None
 
 
 def pair(
@@ -133,15 +150,19 @@ def _check(
     missing = [name for name in COLUMNS if name not in index]
     if missing:
         raise Refusal("PAIRING_INDEX", f"the image index lacks {', '.join(missing)}", f"It needs {', '.join(COLUMNS)}")
+    _check_rule(rule, window_days, orders, scans)
+    if (scans == "nearest") != (labels is not None):
+        raise Refusal("PAIRING_RULE", "labels go with the scans nearest to them, and that needs them", "Give labels")
+
+
+def _check_rule(rule: str, window_days: float | None, orders: Sequence[str], scans: str) -> None:
     for value, kind in ((rule, Rule), (scans, Scans)):
         if value not in get_args(kind):
             raise Refusal("PAIRING_RULE", f"unknown rule '{value}'", f"Take one of {', '.join(get_args(kind))}")
     if window_days is not None and not window_days >= 0:
-        raise Refusal("PAIRING_RULE", "the window is no number of days from 0 up")
+        raise Refusal("PAIRING_RULE", "the window is no number of days from 0 up", "Give days, or none for ever")
     if (rule == "as_of_order") != bool(orders):
         raise Refusal("PAIRING_RULE", "the codes of CT orders go with as_of_order, and it needs them", "Give orders")
-    if (scans == "nearest") != (labels is not None):
-        raise Refusal("PAIRING_RULE", "labels go with the scans nearest to them, and that needs them", "Give labels")
 
 
 def _recorded(images: pd.Series, store: EventStore) -> np.ndarray:

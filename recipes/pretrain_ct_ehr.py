@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -109,8 +109,7 @@ def main(arguments: argparse.Namespace) -> Mapping[str, Any]:
     learn(run_config, cohorts["inside"])
     tables = {name: embed_sites(config, cohorts, untrained=name == "untrained") for name in ("jepa", "untrained")}
     assert isinstance(run_config.views, CtEhrViews)
-    prefer_kernel = run_config.views.prefer_kernel
-    results = None if config.task is None else judge_arms(config, cohorts, tables, prefer_kernel)
+    results = None if config.task is None else judge_arms(config, cohorts, tables, run_config.views)
     collapse = panels(tables)
     summary = {
         "run": str(config.out),
@@ -202,13 +201,13 @@ def judge_arms(
     config: Experiment,
     cohorts: dict[str, Path],
     tables: dict[str, dict[str, EmbeddingTable]],
-    prefer_kernel: Sequence[str],
+    views: CtEhrViews,
 ) -> dict[str, Any]:
     """Every arm on the same labelled subjects, the same evaluated rows and the same bootstrap draws."""
     assert config.task is not None
     opened = {site: Cohort.open(path) for site, path in cohorts.items()}
     labels = {site: cohort.labels(config.task) for site, cohort in opened.items()}
-    plain = {name: baseline(name, opened, prefer_kernel) for name in ("image", "ehr_counts", "early_fusion")}
+    plain = {name: baseline(name, opened, views) for name in ("image", "ehr_counts", "early_fusion")}
     tuned, free = LinearProbe, LinearProbe(C=1e4)
     arms = [
         arm("JEPA", tables["jepa"], tuned(), "latents of the pretrained CT and EHR encoders, frozen, side by side"),
@@ -252,15 +251,15 @@ def arm(name: str, tables: dict[str, EmbeddingTable], probe: LinearProbe, says: 
     return Arm(name, tables["inside"], tables.get("outside"), probe, says)
 
 
-def baseline(name: str, cohorts: dict[str, Cohort], prefer_kernel: Sequence[str]) -> dict[str, EmbeddingTable]:
+def baseline(name: str, cohorts: dict[str, Cohort], views: CtEhrViews) -> dict[str, EmbeddingTable]:
     """Feature tables of a baseline, of the images that are embedded: fitted on the inside site's training subjects, reused
     as they are outside."""
     tables, state = {}, None
     for site, cohort in cohorts.items():
         events = cohort.events()
         index = VolumeStore(cohort.path).index
-        rows, _ = pair(index, events)
-        rows = order_images(rows, index, prefer_kernel).drop_duplicates(["subject_id", "prediction_time"])
+        rows, _ = pair(index, events, **vars(views.pairing))
+        rows = order_images(rows, index, views.prefer_kernel).drop_duplicates(["subject_id", "prediction_time"])
         train = events.splits.get("train", np.empty(0, dtype=np.int64))
         tables[site], state = features(name, cohort, rows, train, state)
     return tables

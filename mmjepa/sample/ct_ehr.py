@@ -21,12 +21,13 @@ from mmjepa.ehr.store import to_us
 from mmjepa.ehr.tokens import JointTokens, TokensConfig
 from mmjepa.keyed import generator
 from mmjepa.masking import CellMaskConfig, Grid, PatchMaskConfig, check_patches, draw_cells
-from mmjepa.pairing import pair
+from mmjepa.pairing import PairingConfig, pair
 from mmjepa.refusal import Refusal
 from mmjepa.sample.cells import DAY_US, CellBuilder, Subject, Tokens, sequences
 from mmjepa.sample.cells import KINDS as KINDS
 from mmjepa.sample.images import Crops, order_images, report_choice
 
+_NOBODY = np.empty(0, np.int64)  # of another type, ids above 2^53 would be rounded
 Patch = int | tuple[int | None, int | None, int | None]
 
 
@@ -37,7 +38,7 @@ class CtEhrViews:
     or its lowest and highest HU (``mmjepa.ct.window``). prefer_kernel: reconstruction kernels, the best first, to choose by
     where a date has several images (``mmjepa.sample.images.order_images``); embedding takes the first, training any.
     dates: most dates a subject (the latest). history_days: how far the first EHR cell reaches back. max_events: newest
-    events kept in a cell."""
+    events kept in a cell. pairing: which CT goes with which record, as of when (``mmjepa.pairing``)."""
 
     kind: Literal["ct_ehr"] = "ct_ehr"
     crop: tuple[int, int, int] = (32, 32, 32)
@@ -47,6 +48,7 @@ class CtEhrViews:
     dates: int = 4
     history_days: float = 5 * 365.25
     max_events: int = 128
+    pairing: PairingConfig = field(default_factory=PairingConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     mask: CellMaskConfig = field(default_factory=CellMaskConfig)
     patches: PatchMaskConfig = field(default_factory=PatchMaskConfig)
@@ -109,9 +111,9 @@ class CtEhrSampler:
                 "Ingest again with --crosswalk",
             )
         self.events, self.volumes = cohort.events(), VolumeStore(cohort.path)
-        paired, self.pairing = pair(self.volumes.index, self.events)
+        paired, self.pairing = pair(self.volumes.index, self.events, **vars(config.pairing))
         known = self.events.splits
-        wanted = None if splits is None or not known else np.concatenate([known.get(s, []) for s in splits])
+        wanted = None if splits is None or not known else np.concatenate([known.get(s, _NOBODY) for s in splits])
         self.encoded: dict[tuple[int, int], Tokens] = {}
         self.subjects = list(self._subjects(paired, wanted))
         self.fingerprint = cohort.fingerprint

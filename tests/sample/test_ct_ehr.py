@@ -392,3 +392,30 @@ def test_a_window_is_a_name_or_a_pair_of_hu(ct_ehr_cohort, folder):
         with pytest.raises(Refusal) as refused:
             build(CtEhrViews, {"window": wrong})
         assert refused.value.code.startswith("CONFIG_")
+
+
+def test_a_run_pairs_as_its_config_says(ct_ehr_cohort, folder, monkeypatch):
+    monkeypatch.setattr(ct_ehr, "VolumeStore", Followed)
+    views = build(CtEhrViews, {"kind": "ct_ehr", "crop": [16, 16, 16], "pairing": {"scans": "last"}})
+    every = opened(ct_ehr_cohort, folder)
+    last = opened(ct_ehr_cohort, folder, pairing=views.pairing)
+    assert max(len(subject.times_us) for subject in every.subjects) == 3
+    assert {len(subject.times_us) for subject in last.subjects} == {1}
+    assert [s.times_us[-1] for s in last.subjects] == [s.times_us[-1] for s in every.subjects]
+    assert last.report["unmatched"]["other_scan_taken"] > 0
+
+
+@pytest.mark.parametrize(
+    "pairing", [{"rule": "as_of_order"}, {"rule": "soon"}, {"window_days": -1}, {"scans": "nearest"}]
+)
+def test_a_pairing_that_is_none_is_refused_with_the_config(pairing):
+    with pytest.raises(Refusal, match="CONFIG"):
+        build(CtEhrViews, {"kind": "ct_ehr", "pairing": pairing})
+
+
+def test_large_subject_ids_are_found_where_a_split_is_absent(ct_ehr_cohort, folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ct_ehr.CtEhrSampler, "_subjects", lambda self, paired, wanted: seen.append(wanted.dtype) or [])
+    with pytest.raises(Refusal, match="COHORT_UNPAIRED"):
+        opened(ct_ehr_cohort, folder, splits=("train", "no such split"))
+    assert seen == [np.int64]  # a float would round ids above 2^53 to those of other people
