@@ -125,7 +125,7 @@ def pairing_table(
     at[open_], apart[open_] = find(store, rows[open_], t_us[open_], orders)
     reason[open_[apart[open_] > window_us]] = "no_order_in_window" if rule == "as_of_order" else "no_event_in_window"
     reason[open_[apart[open_] == NEVER]] = "no_order_in_window" if rule == "as_of_order" else "no_event_in_window"
-    _take(reason, subjects, at, scans, labels)
+    _take(reason, subjects, t_us, at, scans, labels)
     paired = reason == ""
     table = pd.DataFrame({"image_id": index["image_id"].to_numpy(object), "subject_id": subjects})
     table["scan_time"] = _times(t_us, timed | (event >= 0))
@@ -266,25 +266,33 @@ def _blocks(store: EventStore, rows: np.ndarray) -> Iterator[tuple[np.ndarray, i
             yield mine, int(offsets[rows[mine].min()]), int(offsets[rows[mine].max() + 1])
 
 
-def _take(reason: np.ndarray, subjects: np.ndarray, at: np.ndarray, scans: Scans, labels: pd.DataFrame | None) -> None:
-    """Say of the pairs that are not kept why. All images of a kept moment stay: reconstructions of one scan."""
+def _take(
+    reason: np.ndarray,
+    subjects: np.ndarray,
+    scan_us: np.ndarray,
+    at: np.ndarray,
+    scans: Scans,
+    labels: pd.DataFrame | None,
+) -> None:
+    """Say of the pairs that are not kept why, by the times of the scans: an order's or an event's would tell two scans not apart.
+    All images of a kept moment stay: reconstructions of one scan."""
     if scans == "all":
         return
     paired = np.flatnonzero(reason == "")
-    frame = pd.DataFrame({"subject_id": subjects[paired], "at": at[paired]})
+    frame = pd.DataFrame({"subject_id": subjects[paired], "scan": scan_us[paired]})
     if labels is None:
-        kept = frame["at"] == frame.groupby("subject_id")["at"].transform("min" if scans == "first" else "max")
+        kept = frame["scan"] == frame.groupby("subject_id")["scan"].transform("min" if scans == "first" else "max")
         reason[paired[~kept.to_numpy()]] = "other_scan_taken"
         return
+    known = np.maximum(scan_us, at)[paired]
     wanted = pd.DataFrame(
         {"subject_id": labels["subject_id"].to_numpy(np.int64), "label": to_us(labels["prediction_time"])}
     )
-    moments = frame.drop_duplicates().sort_values("at")
+    moments = frame.assign(known=known).drop_duplicates().sort_values(["known", "scan"])
     nearest = pd.merge_asof(
-        wanted.sort_values("label"), moments, left_on="label", right_on="at", by="subject_id", direction="backward"
-    ).dropna(subset="at")
-    taken = pd.MultiIndex.from_frame(nearest[["subject_id", "at"]].astype(np.int64))
+        wanted.sort_values("label"), moments, left_on="label", right_on="known", by="subject_id", direction="backward"
+    ).dropna(subset="scan")
+    taken = pd.MultiIndex.from_frame(nearest[["subject_id", "scan"]].astype(np.int64))
     last = wanted.groupby("subject_id")["label"].max().reindex(frame["subject_id"]).to_numpy(float, na_value=-np.inf)
-    kept = pd.MultiIndex.from_frame(frame).isin(taken)
-    reason[paired[~kept]] = "other_scan_taken"
-    reason[paired[frame["at"].to_numpy() > last]] = "no_label_after"
+    reason[paired[~pd.MultiIndex.from_frame(frame).isin(taken)]] = "other_scan_taken"
+    reason[paired[known > last]] = "no_label_after"
