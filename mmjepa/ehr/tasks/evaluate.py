@@ -16,7 +16,8 @@ from mmjepa.refusal import Refusal
 class FlowStep:
     """What one step leaves. reads_until_days: how far after the prediction time its criterion looks (0: not at all).
 
-    kind: ``cohort`` (who is in), or ``censored`` (who is lost before the outcome could be known).
+    kind: ``cohort`` (who is in), or ``censored`` (who is lost before the outcome could be known), or ``merged`` (rows of one
+    subject and prediction time made one, which loses no subject).
     """
 
     step: str
@@ -44,8 +45,10 @@ class Labelled:
 def evaluate(store: EventStore, task: Task, extra: pd.DataFrame | None = None) -> Labelled:
     """Label a store. Windows, ends and counts are those of ACES 0.7; see ``language.Extras`` for what goes beyond it.
 
-    extra: see ``Timeline``. The order of work is that of the flow: triggers; each window's existence and ``has``; deaths of an
-    unknown hour in windows under a day; the lost. Raises Refusal TASK_PREDICATE, TASK_AMBIGUOUS, SUBJECT_UNKNOWN.
+    extra: see ``Timeline``. The order of work is that of the flow: triggers; the dead; each window's existence and ``has``;
+    deaths of an unknown hour in windows under a day; the lost; triggers of one prediction time made one row. Raises Refusal
+    TASK_PREDICATE, TASK_WINDOW (a label window that opens before the prediction time, or ends before it opens), TASK_AMBIGUOUS,
+    SUBJECT_UNKNOWN.
     """
     return _Evaluation(store, task, Timeline(store, task, extra)).run()
 
@@ -69,11 +72,15 @@ class _Evaluation:
         self.present = (events > 0) & self.exists[label.name]
         self.y = self.present if task.extras.true_when == "present" else ~self.present & self.exists[label.name]
         self._note(f"trigger {task.trigger}", "cohort", 0.0)
+        if task.extras.follow_up:
+            self._leave_out_dead(self.exists[index.name])
         for window in task.windows:
             self._require(window)
+        self._check_label_window(label)
         self._leave_out_unknown_hours(label)
         if task.extras.follow_up:
             self._leave_out_lost(label)
+        self._merge()
         keep = np.flatnonzero(self.alive)
         return Labelled(
             self._frame(keep), tuple(self.flow), tuple(self.line.codes(str(label.label))), self._days(label, keep)
@@ -116,23 +123,43 @@ class _Evaluation:
             limits = f"{low or 0}..{'' if high is None else high}"
             self._note(f"{window.name} has {limits} {predicate}", "cohort", self._reach(end))
 
+    def _check_label_window(self, label: Window) -> None:
+        low, high = self.ends[f"{label.name}.start"], self.ends[f"{label.name}.end"]
+        for wrong, says in (
+            (low < self.t_us, "opens before the prediction time"),
+            (high < low, "ends before it opens"),
+        ):
+            if (rows := int((wrong & self.alive).sum())) > 0:
+                raise Refusal(
+                    "TASK_WINDOW",
+                    f"label window {label.name} of task {self.task.name} {says} in {rows} of {int(self.alive.sum())} rows",
+                    "Let it open at the prediction time or later, or leave such rows out by the has of another window",
+                )
+
     def _leave_out_unknown_hours(self, label: Window) -> None:
         """A death known by its date alone says nothing within a day: rows whose window touches that day are left out."""
         if self.task.extras.midnight_deaths == "as_stamped" or not any(
             code.startswith("MEDS_DEATH") for code in self.line.codes(str(label.label))
         ):
             return
-        end = self.ends[f"{label.name}.end"]
+        start, end = self.ends[f"{label.name}.start"], self.ends[f"{label.name}.end"]
         short = label.end.arrow == "" and label.end.reference is not None
-        short = (end - self.t_us < DAY_US) if short else np.zeros(len(end), bool)
+        short = (end - start < DAY_US) if short else np.zeros(len(end), bool)
         day = np.full(len(self.store.subjects), EVER)
         subject, midnight = self.line.only_dates()
         day[subject] = midnight
         mine = day[self.subject]
-        touched = (mine != EVER) & (mine <= end) & (mine + DAY_US > self.t_us)
+        touched = (mine != EVER) & (mine <= end) & (mine + DAY_US > start)
         if (short & touched & self.alive).any():
             self.alive &= ~(short & touched)
             self._note("the hour of death is known within a day's window", "censored", self._reach(end))
+
+    def _leave_out_dead(self, known: np.ndarray) -> None:
+        """Rows at or after a death are no survivors; ``known``: where there is a prediction time."""
+        dead = known & (self.line.death_us()[self.subject] <= self.t_us)
+        if (dead & self.alive).any():
+            self.alive &= ~dead
+            self._note("alive at the prediction time", "cohort", 0.0)
 
     def _leave_out_lost(self, label: Window) -> None:
         end = self.ends[f"{label.name}.end"]
@@ -140,6 +167,21 @@ class _Evaluation:
         died = self.line.death_us()[self.subject] <= end
         self.alive &= self.present | (until >= end) | died
         self._note("followed to the end of the label window, or to the event or death", "censored", self._reach(end))
+
+    def _merge(self) -> None:
+        """Triggers that lead to one prediction time of a subject are one row."""
+        keep = np.flatnonzero(self.alive)
+        rows = pd.DataFrame({"subject": self.subject[keep], "t": self.t_us[keep], "y": self.y[keep]})
+        again = rows.duplicated(["subject", "t"]).to_numpy()
+        if (again & ~rows.duplicated().to_numpy()).any():
+            raise Refusal(
+                "TASK_AMBIGUOUS",
+                f"two triggers of task {self.task.name} lead to one prediction time with different labels",
+                "Let the label window hang on the prediction time alone",
+            )
+        if again.any():
+            self.alive[keep[again]] = False
+            self._note("triggers of one prediction time are one row", "merged", 0.0)
 
     def _reach(self, end_us: np.ndarray) -> float:
         """Days after the prediction time to which a window's end reads; an open end counts to the last event there is."""
@@ -161,13 +203,7 @@ class _Evaluation:
                 "prediction_time": self.t_us[keep].view("datetime64[us]"),
                 "boolean_value": self.y[keep],
             }
-        ).drop_duplicates()
-        if frame.duplicated(["subject_id", "prediction_time"]).any():
-            raise Refusal(
-                "TASK_AMBIGUOUS",
-                f"two triggers of task {self.task.name} lead to one prediction time with different labels",
-                "Let the label window hang on the prediction time alone",
-            )
+        )
         return frame.sort_values(["subject_id", "prediction_time"], ignore_index=True)
 
     def _days(self, label: Window, keep: np.ndarray) -> tuple[float, float] | None:

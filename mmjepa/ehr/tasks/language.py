@@ -21,7 +21,9 @@ from mmjepa.refusal import Refusal
 
 ANY_EVENT = "_ANY_EVENT"
 SECONDS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_DURATION = re.compile(r"([\d.]+)\s*(weeks?|w|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\s*,?\s*")
+_DURATION = re.compile(
+    r"(\d+\.?\d*|\.\d+)\s*(weeks?|w|days?|d|hours?|hrs?|h|minutes?|mins?|m|seconds?|secs?|s)\s*,?\s*"
+)
 _BOUND = re.compile(r"(?P<ref>\w+(?:\.(?:start|end))?)\s*(?:(?P<op>\+|-(?!>)|->|<-)\s*(?P<what>.+))?")
 
 
@@ -69,7 +71,8 @@ class Extras:
     """What the ACES language lacks; the defaults are its behaviour.
 
     true_when: the label is true where its events are ``present`` in the window, or where they are ``absent`` (a stay that has not ended).
-    follow_up: whether rows without the event whose subject is lost before the window's end are left out and counted.
+    follow_up: whether rows of the dead, and rows without the event whose subject is lost before the window's end, are left out
+        and counted.
     midnight_deaths: a death stamped 00:00 is a date; it counts at its ``as_stamped`` or at its ``end_of_day``, 23:59:59.
     within_stay: declared to the audit: the outcome falls into the stay that holds the prediction time.
     """
@@ -82,7 +85,10 @@ class Extras:
 
 @dataclass(frozen=True, kw_only=True)
 class FollowUp:
-    """Of a data set: events of ``known_after_last_event`` (codes) are known for so many ``days`` after a subject's last other event."""
+    """Of a data set: events of ``known_after_last_event`` are known for so many ``days`` after a subject's last other event.
+
+    A code stands for those below it as well: MEDS_DEATH for MEDS_DEATH//X.
+    """
 
     known_after_last_event: tuple[str, ...] = ()
     days: float = 0.0
@@ -265,6 +271,8 @@ def _limits(window: str, limits: Any) -> tuple[int | None, int | None]:
     if not found:
         raise Refusal("TASK_WINDOW", f"a limit in has of window {window} is not (fewest, most)", "Write (1, None)")
     low, high = (None if number in ("None", "null") else int(number) for number in found.groups())
+    if low is not None and high is not None and low > high:
+        raise Refusal("TASK_WINDOW", f"a limit in has of window {window} is above its most", "Write (fewest, most)")
     return low, high
 
 

@@ -81,18 +81,18 @@ class Timeline:
         return subject[bare], times[bare]
 
     def death_us(self) -> np.ndarray:
-        """[subjects] int64: the first death, ``EVER`` without one; dates alone at the end of their day."""
+        """[subjects] int64: the first death as the task counts it, ``EVER`` without one."""
         subject, times, _ = self._select(self._deaths)
-        times = np.where(times % DAY_US == 0, times + DAY_US - SECOND_US, times)
         found = np.full(len(self._store.subjects), EVER)
-        np.minimum.at(found, subject, times)
+        np.minimum.at(found, subject, self._as_counted(times))
         return found
 
     def followed_until_us(self, follow_up: FollowUp, label: str) -> np.ndarray:
         """[subjects] int64: until when the label's events would be known: the last event, or longer where declared."""
-        declared = set(follow_up.known_after_last_event)
-        longer = set(self.codes(label)) <= declared
-        others = ~np.isin(self._vocabulary, list(declared)) if longer else np.ones(len(self._vocabulary), bool)
+        names = "|".join(map(re.escape, follow_up.known_after_last_event))
+        declared = self._matching(Predicate(regex=rf"^({names})(//|$)" if names else r"(?!)"))
+        longer = set(self.codes(label)) <= set(self._vocabulary[declared])
+        others = ~declared if longer else np.ones(len(self._vocabulary), bool)
         subject, times, _ = self._select(others)
         found = np.full(len(self._store.subjects), -EVER)
         np.maximum.at(found, subject, times)
@@ -140,8 +140,13 @@ class Timeline:
         if self._task.extras.midnight_deaths == "end_of_day" and (wanted & self._deaths).any():
             if (wanted & ~self._deaths).any():
                 raise Refusal("TASK_PREDICATE", f"predicate {name} mixes deaths with other codes", "Join two with expr")
-            times = np.where(times % DAY_US == 0, times + DAY_US - SECOND_US, times)
+            times = self._as_counted(times)
         return subject[keep], times[keep]
+
+    def _as_counted(self, deaths_us: np.ndarray) -> np.ndarray:
+        """Times of deaths, bare dates at the end of their day where the task says so."""
+        late = (deaths_us % DAY_US == 0) & (self._task.extras.midnight_deaths == "end_of_day")
+        return np.where(late, deaths_us + DAY_US - SECOND_US, deaths_us)
 
     def _select(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Subject rows, times (us) and values of the timed rows whose code is wanted."""
@@ -156,8 +161,8 @@ class Timeline:
         )
 
     def _any_event(self) -> tuple[np.ndarray, np.ndarray]:
-        subject, times, _ = self._select(np.ones(len(self._vocabulary), bool))
-        return subject, times
+        (alive, times, _), (dead, deaths, _) = self._select(~self._deaths), self._select(self._deaths)
+        return np.concatenate([alive, dead]), np.concatenate([times, self._as_counted(deaths)])
 
 
 def _needs_any_event(task: Task) -> bool:

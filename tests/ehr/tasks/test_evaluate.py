@@ -212,11 +212,92 @@ def test_a_criterion_that_reads_the_future_says_how_far(make_store, make_task, w
 def test_two_labels_of_one_prediction_time_are_refused(make_store, make_task, window):
     windows = {
         "t": window("trigger", "start -> out", index_timestamp="end"),
-        "y": window("trigger", "start + 3h", label="event"),
+        "y": window("t.end", "trigger + 10h", label="event"),
     }
-    events = [(1, 0, "IN"), (1, 5, "IN"), (1, 6, "EVENT"), (1, 9, "OUT")]
+    events = [(1, 0, "IN"), (1, 5, "IN"), (1, 9, "OUT"), (1, 12, "EVENT")]
     with pytest.raises(Refusal, match="TASK_AMBIGUOUS"):
         evaluate(make_store(events), make_task(windows))
+
+
+def test_triggers_of_one_prediction_time_are_one_row_and_the_flow_says_so(make_store, make_task, window):
+    windows = {
+        "t": window("trigger", "start -> out", index_timestamp="end"),
+        "y": window("t.end", "start + 3h", label="event"),
+    }
+    events = [(1, 0, "IN"), (1, 5, "IN"), (1, 9, "OUT"), (1, 11, "EVENT")]
+    found = evaluate(make_store(events), make_task(windows))
+    assert rows(found) == [(1, 9, True)]
+    assert [(step.kind, step.rows, step.subjects) for step in found.flow] == [("cohort", 2, 1), ("merged", 1, 1)]
+
+
+def test_who_died_before_the_prediction_is_no_survivor(make_store, make_task, within, window):
+    windows = within() | {"target": window("input.end", "start + 48h", label="death")}
+    events = [(1, 24, "MEDS_DEATH"), (1, 72, "IN"), (1, 200, "OUT"), (2, 72, "IN"), (2, 200, "OUT")]
+    events += [(3, 72, "IN"), (3, 80, "MEDS_DEATH"), (4, 50, "IN"), (4, 50, "MEDS_DEATH")]
+    found = evaluate(make_store(events), make_task(windows, extras={"follow_up": True}))
+    assert rows(found) == [(2, 72, False), (3, 72, True)]
+    assert [(step.kind, step.rows, step.reads_until_days) for step in found.flow[:2]] == [
+        ("cohort", 4, 0.0),
+        ("cohort", 2, 0.0),
+    ]
+
+
+@pytest.mark.parametrize(("midnight", "kept"), [("as_stamped", []), ("end_of_day", [(1, 30, False)])])
+def test_a_death_at_midnight_is_before_a_later_prediction_only_as_stamped(
+    make_store, make_task, within, midnight, kept
+):
+    store = make_store([(1, 30, "IN"), (1, 24, "MEDS_DEATH"), (2, 0, "EVENT")], more_codes=["OUT"])
+    extras = {"follow_up": True, "midnight_deaths": midnight}
+    assert rows(evaluate(store, make_task(within(48), extras=extras))) == kept
+
+
+def test_a_late_window_under_a_day_leaves_out_deaths_of_an_unknown_hour(make_store, make_task, within, window):
+    windows = within() | {"target": window("input.end + 24h", "start + 20h", label="death")}
+    events = [(1, 10, "IN"), (1, 48, "MEDS_DEATH"), (2, 10, "IN"), (2, 240, "MEDS_DEATH"), (3, 10, "IN")]
+    events += [(3, 50, "MEDS_DEATH"), (4, 10, "IN"), (4, 0, "MEDS_DEATH")]
+    found = evaluate(make_store(events), make_task(windows, extras={"midnight_deaths": "end_of_day"}))
+    assert rows(found) == [(2, 10, False), (3, 10, True), (4, 10, False)]
+    assert (found.flow[-1].kind, found.flow[-1].rows) == ("censored", 3)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "says"),
+    [
+        ("input.end", "start - 2h", "ends before it opens"),
+        ("input.end + 48h", "trigger + 24h", "ends before it opens"),
+        ("input.end - 2h", "input.end + 24h", "opens before the prediction time"),
+        (None, "input.end + 24h", "opens before the prediction time"),
+    ],
+)
+def test_a_label_window_that_runs_backwards_or_into_the_past_is_refused(
+    make_store, make_task, within, window, start, end, says
+):
+    windows = within() | {"target": window(start, end, label="event")}
+    with pytest.raises(Refusal, match=f"TASK_WINDOW.*{says}"):
+        evaluate(make_store([(1, 0, "IN"), (1, 1, "EVENT")]), make_task(windows))
+
+
+@pytest.mark.parametrize(("midnight", "hours", "kept"), [("as_stamped", 10, 2), ("end_of_day", 18, 1)])
+def test_any_event_counts_a_death_at_midnight_where_the_task_counts_it(
+    make_store, make_task, within, window, midnight, hours, kept
+):
+    gap = window("trigger", f"start + {hours}h", has={"_ANY_EVENT": "(1, None)"})
+    store = make_store(
+        [(1, 30, "IN"), (1, 24, "MEDS_DEATH"), (2, 20, "IN"), (2, 24, "MEDS_DEATH")], more_codes=["EVENT", "OUT"]
+    )
+    found = evaluate(store, make_task(within(gap=gap), extras={"midnight_deaths": midnight}))
+    assert [subject for subject, _, _ in rows(found)] == [kept]
+
+
+def test_deaths_with_a_cause_in_their_code_are_known_as_long_as_declared(make_store, make_task, within, window):
+    windows = within() | {"target": window("input.end", "start + 50d", label="death")}
+    deaths = {"death": {"code": {"regex": "^MEDS_DEATH(//|$)"}}}
+    store = make_store(
+        [(1, 0, "IN"), (1, 24, "OUT"), (2, 0, "IN"), (2, 300, "MEDS_DEATH//X")], more_codes=["MEDS_DEATH"]
+    )
+    long = {"known_after_last_event": ["MEDS_DEATH"], "days": 60}
+    found = evaluate(store, make_task(windows, extras={"follow_up": True}, more=deaths, given=long))
+    assert rows(found) == [(1, 0, False), (2, 0, True)]
 
 
 @pytest.fixture(scope="module")

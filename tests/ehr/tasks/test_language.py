@@ -70,7 +70,10 @@ def test_predicates_outside_the_language_are_refused(make_task, within, code, ch
     [
         ("TASK_UNSUPPORTED", {"end": "start -> _RECORD_END"}),
         ("TASK_UNSUPPORTED", {"end": "start + soon"}),
+        ("TASK_UNSUPPORTED", {"end": "start + 1..5h"}),
+        ("TASK_UNSUPPORTED", {"end": "start + 1.5.5h"}),
         ("TASK_UNSUPPORTED", {"end": "start * 2"}),
+        ("TASK_WINDOW", {"has": {"event": "(3, 1)"}}),
         ("TASK_UNSUPPORTED", {"closed": "both"}),
         ("TASK_WINDOW", {"end_inclusive": None}),
         ("TASK_WINDOW", {"end": "other.end"}),
