@@ -17,7 +17,7 @@ from mmjepa.curriculum import Curriculum, Phase
 from mmjepa.engine.loop import Engine, EngineConfig
 from mmjepa.engine.optim import OptimConfig
 from mmjepa.engine.start import World, world
-from mmjepa.files import read_json, write_json
+from mmjepa.files import read_json, sha256, write_json
 from mmjepa.jepa import JEPA, ModelConfig
 from mmjepa.keyed import torch_seed
 from mmjepa.model import build_model, save_model
@@ -89,7 +89,7 @@ def pretrain(config: RunConfig) -> dict[str, Any]:
         with _removed_if_refused(run, new=here.first and not config.resume):
             cohort = open_cohort(config.data, "pretraining")
             if here.first:
-                audited(config, run)
+                audited(config, cohort, run)
             if not here.first:
                 here.wait()  # rank 0 fits and makes what the others then read
             sampler = run_sampler(config, cohort, run)
@@ -125,14 +125,16 @@ def _removed_if_refused(run: Run, *, new: bool) -> Iterator[None]:
         raise
 
 
-def audited(config: RunConfig, run: Run) -> None:
-    """Audit the data once for a run: findings in ``audit.json``, verdict and what failed in ``run.json``.
+def audited(config: RunConfig, cohort: Cohort, run: Run) -> None:
+    """Audit the data for a run, again if they changed: findings in ``audit.json``, verdict and what failed in ``run.json``.
 
     Raises Refusal ``AUDIT_FAILED`` where the config is strict and a check failed, and the Refusals of ``mmjepa.audit.audit``.
     """
-    if not run.audit.is_file():
-        write_json(run.audit, audit(config.data))
-    found = read_json(run.audit)
+    of = {"data": cohort.fingerprint, "labels": _label_files(cohort)}
+    found: dict[str, Any] = read_json(run.audit) if run.audit.is_file() else {}
+    if found.get("of") != of:
+        found = {**audit(config.data), "of": of}
+        write_json(run.audit, found)
     failed = [f"{finding['check']} {finding['name']}" for finding in found["findings"] if finding["verdict"] == "fail"]
     write_json(run.facts, {**run.saved_facts(), "audit": {"verdict": found["verdict"], "failed": failed}})
     if failed and config.strict:
@@ -141,6 +143,12 @@ def audited(config: RunConfig, run: Run) -> None:
             f"{config.data} fails {len(failed)} checks of the audit: {', '.join(failed)}",
             f"Mend it as `mmjepa audit {config.data}` says, or train with strict=false: the failure is then on the report",
         )
+
+
+def _label_files(cohort: Cohort) -> dict[str, str]:
+    """Path below ``labels/`` -> sha256, of every file there."""
+    files = sorted(path for path in cohort.labels_folder.rglob("*") if path.is_file())
+    return {path.relative_to(cohort.labels_folder).as_posix(): sha256(path) for path in files}
 
 
 def enter_run(config: RunConfig, here: World) -> Run:

@@ -5,18 +5,21 @@ import json
 import shutil
 from unittest.mock import Mock
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import mmjepa.pretrain
+from mmjepa.cohort import Cohort
 from mmjepa.config import build, load_yaml
 from mmjepa.curriculum import Phase
 from mmjepa.embed import embed
 from mmjepa.engine.checkpoint import load_latest
 from mmjepa.engine.log import read_metrics
 from mmjepa.engine.loop import Engine
-from mmjepa.pretrain import RunConfig, check_parts, open_cohort, pretrain, read_config
+from mmjepa.pretrain import RunConfig, audited, check_parts, open_cohort, pretrain, read_config
 from mmjepa.refusal import Refusal
+from mmjepa.run import Run
 
 
 def config_of(run, **changes):
@@ -28,8 +31,6 @@ def contents(folder):
 
 
 def test_a_run_leaves_what_it_was_made_of(icu_run, icu_cohort):
-    from mmjepa.cohort import Cohort
-
     facts = json.loads((icu_run / "run.json").read_text())
     assert facts["data_fingerprint"] == Cohort.open(icu_cohort).fingerprint
     assert facts["sampling"]["windows"] > 0
@@ -53,6 +54,33 @@ def test_a_run_is_stamped_with_the_audit_of_its_data_and_a_strict_one_refuses_da
     pretrain(config_of(icu_run, out=tmp_path / "lenient"))
     facts = json.loads((tmp_path / "lenient" / "run.json").read_text())
     assert facts["audit"] == {"verdict": "fail", "failed": ["8 events after death"]}
+
+
+def test_a_resume_audits_again_only_when_records_or_labels_changed(icu_run, icu_cohort, tmp_path, monkeypatch):
+    cohort, run = tmp_path / "cohort", tmp_path / "run"
+    shutil.copytree(icu_cohort, cohort)
+    shutil.copytree(icu_run, run)
+    looked = Mock(return_value={"verdict": "pass", "findings": []})
+    monkeypatch.setattr(mmjepa.pretrain, "audit", looked)
+    config = config_of(icu_run, out=run, data=cohort)
+
+    def audits() -> int:
+        before = looked.call_count
+        audited(config, Cohort.open(cohort), Run(run))
+        return looked.call_count - before
+
+    assert audits() == 0
+    (cohort / "labels" / "task").mkdir(parents=True)
+    for content in ("one", "two"):
+        (cohort / "labels" / "task" / "0.parquet").write_text(content)
+        assert (audits(), audits()) == (1, 0)
+    (cohort / "labels" / "task" / "0.parquet").rename(cohort / "labels" / "task" / "1.parquet")
+    assert (audits(), audits()) == (1, 0)
+    shard = next((Cohort.open(cohort).meds_root / "data").rglob("*.parquet"))
+    pq.write_table(pq.read_table(shard).slice(1), shard)
+    assert (audits(), audits()) == (1, 0)
+    (run / "audit.json").write_text('{"verdict": "pass", "findings": []}')
+    assert (audits(), audits()) == (1, 0)
 
 
 def test_the_saved_config_is_complete_and_gives_the_same_run(icu_run, tmp_path):
