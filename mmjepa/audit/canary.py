@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmjepa.audit.events import DEATH, DIED
 from mmjepa.audit.finding import Finding, judge, not_applicable
 from mmjepa.audit.model import TOLERANCE
 from mmjepa.cohort import Cohort
@@ -24,7 +25,10 @@ from mmjepa.keyed import generator
 
 Table = Callable[[Path], pd.DataFrame]
 # rows that say when a stay, a life or an image is, by which a run may choose the times that it embeds: they stay as they are
-FRAME = re.compile(r"((HOSPITAL|ICU|ED)_)?(ADMISSION|DISCHARGE)|TRANSFER|ED_(REGISTRATION|OUT)|MEDS_|CT(//|$)")
+FRAME = re.compile(
+    r"(((HOSPITAL|ICU|ED)_)?(ADMISSION|DISCHARGE)|TRANSFER(_TO)?|ED_(REGISTRATION|OUT)|MEDS_BIRTH|MEDS_DEATH|CT)(//|$)"
+)
+KEPT = "rows of stays, transfers, birth and images were kept, save deaths after t (those in an ICU_DISCHARGE were kept)"
 MAX_SUBJECTS = 200
 ADVICE = "Cut the input by available_time <= t before the model sees it"
 
@@ -69,7 +73,7 @@ def _invariance(moved: dict[str, int], some: "Copy") -> Finding:
     name, tried = "prefix invariance", len(some.touched["deleted"])
     if not tried:
         return not_applicable("2", name, "no record has events after the time it is embedded at")
-    sentence = f"of {tried} records, z moved for {moved['randomised']} when the future was randomised and {moved['deleted']} when it was deleted"
+    sentence = f"of {tried} records, z moved or was not finite for {moved['randomised']} when the future was randomised and {moved['deleted']} when it was deleted; {KEPT}"
     return judge("2", name, moved["randomised"] + moved["deleted"], sentence, ADVICE)
 
 
@@ -77,7 +81,7 @@ def _swap(moved: dict[str, int], some: "Copy") -> Finding:
     name, tried = "future swap", len(some.touched["swapped"])
     if not tried:
         return not_applicable("3", name, "no two records with different labels have a future to swap")
-    sentence = f"of {tried} records given the future of a subject with another label, z moved for {moved['swapped']}"
+    sentence = f"of {tried} records given the future of a subject with another label, z moved or was not finite for {moved['swapped']}; {KEPT}"
     return judge("3", name, moved["swapped"], sentence, ADVICE)
 
 
@@ -121,7 +125,7 @@ class Copy:
     def randomised(self) -> pd.DataFrame:
         """The future's codes and values drawn anew from all rows, values scaled; times stay."""
         changed, late = self.records.copy(), self._late("randomised")
-        pool = self.records[~self._frame() & self.records["time"].notna()]
+        pool = self.records[~self._marked(_frames) & self.records["time"].notna()]
         draw = generator(0, "audit/canary", len(pool))
         source = draw.integers(len(pool), size=int(late.sum()))
         changed.loc[late, "code"] = pool["code"].to_numpy()[source]
@@ -154,18 +158,33 @@ class Copy:
         self.touched["swapped"] = given
         return pd.concat(parts, ignore_index=True)
 
-    def _frame(self) -> pd.Series:
-        frame = self.records["code"].str.match(FRAME)
-        return frame | self.records["image_id"].notna() if "image_id" in self.records else frame
+    def _marked(self, of_code: Callable[[str], bool]) -> pd.Series:
+        """[rows] bool: rows of an image, and those with such a code."""
+        told = self.records["code"].map({code: of_code(code) for code in self.records["code"].unique()}).astype(bool)
+        return told | self.records["image_id"].notna() if "image_id" in self.records else told
+
+    def _kept(self) -> pd.Series:
+        """[rows] bool: the frame without deaths; a death known after t but dated before it ends what may be embedded."""
+        dated_after = self.records["time"] > self.records["subject_id"].map(self.asked)
+        return self._marked(_frames) & ~(self.records["code"].map(_tells_death).astype(bool) & dated_after)
 
     def _late(self, how: str) -> pd.Series:
         """[rows] bool: what becomes known after t and may be changed; remembers whose it is."""
         known = self.records["time"]
         if "available_time" in self.records:
             known = self.records["available_time"].fillna(known)
-        late = (known > self.records["subject_id"].map(self.asked)) & ~self._frame()
+        late = (known > self.records["subject_id"].map(self.asked)) & ~self._kept()
         self.touched[how] = set(self.records.loc[late, "subject_id"])
         return late
+
+
+def _frames(code: str) -> bool:
+    return bool(FRAME.match(code))
+
+
+def _tells_death(code: str) -> bool:
+    """Of a frame's code; an ICU stay without its end is none, so that its discharge stays whatever it tells."""
+    return bool(DEATH.match(code) or (DIED.search(code) and not code.startswith("ICU_")))
 
 
 def _chosen(cohort: Cohort) -> np.ndarray:
@@ -184,10 +203,13 @@ def _asked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _moved(before: pd.Series, after: pd.Series, touched: set[int]) -> int:
-    """Subjects whose z is another, or gone."""
+    """Subjects whose z is another, gone, or not finite: NaN compares with nothing, so that it can prove nothing."""
     count = 0
     for subject in sorted(touched & set(before.index)):
         z, other = np.asarray(before[subject], float), after[subject]
         gone = other is None or np.ndim(other) == 0
-        count += bool(gone or np.linalg.norm(z - np.asarray(other, float)) > TOLERANCE * max(np.linalg.norm(z), 1e-12))
+        if gone or not np.isfinite(z).all() or not np.isfinite(other).all():
+            count += 1
+            continue
+        count += bool(np.linalg.norm(z - np.asarray(other, float)) > TOLERANCE * max(np.linalg.norm(z), 1e-12))
     return count

@@ -86,3 +86,70 @@ def test_a_row_that_goes_away_with_the_future_has_moved(cohort):
 def test_what_embed_writes_of_a_run_can_be_asked(ct_ehr_run, ct_ehr_cohort):
     found = {finding.check: finding for finding in canaries(table_of_run(ct_ehr_run), Cohort.open(ct_ehr_cohort))}
     assert found["2"].verdict == "pass"
+
+
+def test_a_trained_run_over_stays_is_not_moved_by_later_deaths(icu_run, icu_cohort):
+    """Deleting is another matter: a stay with too few observations left is no longer one."""
+    found = {finding.check: finding for finding in canaries(table_of_run(icu_run), Cohort.open(icu_cohort))}
+    assert "for 0 when the future was randomised" in found["2"].sentence
+    assert found["3"].verdict == "pass"
+
+
+@pytest.mark.parametrize("least", [0, 9])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_z_that_is_not_finite_proves_nothing(cohort, least, value):
+    """From the start (least 0), or once a record is shorter than it was."""
+
+    def table_of(folder: Path) -> pd.DataFrame:
+        table = reader("available_time")(folder)
+        records = pd.concat([pd.read_parquet(path) for path in (folder / "ehr" / "data").rglob("*.parquet")])
+        broken = (table["subject_id"].map(records.groupby("subject_id").size()) <= least) | (least == 0)
+        z = [np.full(3, value) if bad else z for z, bad in zip(table["z"], broken, strict=True)]
+        return table.assign(z=z)
+
+    found = {f.check: f for f in canaries(table_of, cohort)}
+    assert found["2"].verdict == "fail"
+    assert least or (found["2"].count, found["3"].count) == (2 * PEOPLE, PEOPLE)
+
+
+@pytest.fixture
+def with_rows(cohort, tmp_path):
+    """The cohort with one more row a subject, late in its stay, of the code."""
+
+    def made(code: str) -> Cohort:
+        records = pd.read_parquet(cohort.meds_root / "data" / "0.parquet")
+        ends = records[records["code"].str.startswith("HOSPITAL_DISCHARGE")].assign(code=code)
+        ends[["time", "available_time"]] -= HOUR / 2
+        for part in ("data", "metadata"):
+            (tmp_path / "ehr" / part).mkdir(parents=True)
+        records = pd.concat([records, ends]).sort_values(["subject_id", "time"])
+        records.to_parquet(tmp_path / "ehr" / "data" / "0.parquet", index=False)
+        listed = pd.DataFrame({"code": sorted(set(records["code"]))})
+        listed.to_parquet(tmp_path / "ehr/metadata/codes.parquet", index=False)
+        return Cohort.open(tmp_path)
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        ("TRANSFERRIN", "fail"),
+        ("DISCHARGE_NOTE", "fail"),
+        ("ADMISSION_DX//I21", "fail"),
+        ("MEDS_DEATH", "fail"),
+        ("HOSPITAL_DISCHARGE//DIED", "fail"),
+        ("TRANSFER_TO//discharge//UNK", "pass"),
+        ("ICU_DISCHARGE//Expired", "pass"),
+    ],
+)
+def test_a_run_that_looks_for_a_later_code_is_seen_unless_the_finding_says_that_it_is_kept(with_rows, code, verdict):
+    def table_of(folder: Path) -> pd.DataFrame:
+        table = reader("available_time")(folder)
+        records = pd.concat([pd.read_parquet(path) for path in (folder / "ehr" / "data").rglob("*.parquet")])
+        has = table["subject_id"].isin(records.loc[records["code"] == code, "subject_id"])
+        return table.assign(z=[np.append(z, 100.0 * one) for z, one in zip(table["z"], has, strict=True)])
+
+    found = {f.check: f for f in canaries(table_of, with_rows(code))}["2"]
+    assert found.verdict == verdict
+    assert "rows of stays, transfers, birth and images were kept" in found.sentence
