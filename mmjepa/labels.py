@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmjepa.files import atomic_path, sha256
+from mmjepa.files import atomic_path, read_json, sha256, write_json
 from mmjepa.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ VALUE_COLUMNS = ("boolean_value", "integer_value", "float_value", "categorical_v
 SURVIVAL_FILE = "survival.parquet"
 SURVIVAL_COLUMNS = ("subject_id", "prediction_time", "time_to_event_days", "event")
 DECLARATIONS = ("task.json", "flow.json")  # what a task says of itself, see mmjepa.audit.declared
+SOURCE_TASKS = "source.json"  # in a labels folder: names of the tasks that came from the source, beside those made here
 KEY = ["subject_id", "prediction_time"]
 
 
@@ -138,7 +139,7 @@ def place_labels(tasks: Mapping[str, "pd.DataFrame"], source: Path, target: Path
     """Put checked tasks into ``target``, whole or not at all.
 
     Files are copied, so that a source that is written again later does not change the cohort; a task whose values had to be cast is written anew as
-    ``0.parquet``. Sidecars and declarations come along. Returns ``labels`` by task and, where there are any, ``label_casts``.
+    ``0.parquet``. Sidecars and declarations come along, the names of the tasks stand in ``source.json``. Returns ``labels`` by task and, where there are any, ``label_casts``.
     """
     casts = {name: frame.attrs["casts"] for name, frame in tasks.items() if frame.attrs["casts"]}
     if tasks:
@@ -152,14 +153,23 @@ def place_labels(tasks: Mapping[str, "pd.DataFrame"], source: Path, target: Path
                 for file in kept_files(source / name, cast=name in casts):
                     (temporary / name / file).parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source / name / file, temporary / name / file)
+            write_json(temporary / SOURCE_TASKS, sorted(tasks))
     return {"labels": {name: len(frame) for name, frame in tasks.items()}, **({"label_casts": casts} if casts else {})}
 
 
 def same_labels(source: Path, target: Path) -> bool:
-    """Whether ``target`` holds the labels of ``source`` as ``place_labels`` would put them there."""
-    for name in task_names(source):
+    """Whether ``target`` holds the labels of ``source`` as ``place_labels`` would put them there, and none that have left it.
+
+    Tasks made in the target, and declarations written there, do not count.
+    """
+    names, record = task_names(source), target / SOURCE_TASKS
+    if record.is_file() and read_json(record) != names:
+        return False
+    for name in names:
         frame = read_labels(source, name)
         if not label_files(target / name) or not frame.equals(read_labels(target, name)):
+            return False
+        if (target / name / SURVIVAL_FILE).is_file() and not (source / name / SURVIVAL_FILE).is_file():
             return False
         for file in kept_files(source / name, cast=True):
             other = target / name / file

@@ -143,6 +143,25 @@ def test_labels_that_left_or_changed_are_not_the_same(tmp_path):
     assert not same_labels(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_task_or_its_times_removed_at_the_source_are_noticed_and_tasks_made_in_the_cohort_are_not(tmp_path):
+    for task in ("t", "gone"):
+        write(tmp_path / "a", task=task, boolean_value=pa.array([True, False, True]))
+    write_survival(tmp_path / "a")
+    place_labels(check_labels(tmp_path / "a"), tmp_path / "a", tmp_path / "b")
+    write(tmp_path / "b", task="made_here", boolean_value=pa.array([True, False, True]))
+    assert same_labels(tmp_path / "a", tmp_path / "b")
+    survival = tmp_path / "a" / "t" / "survival.parquet"
+    kept = survival.read_bytes()
+    survival.unlink()
+    assert not same_labels(tmp_path / "a", tmp_path / "b")
+    survival.write_bytes(kept)
+    assert same_labels(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "gone" / "0.parquet").unlink()
+    assert not same_labels(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "t" / "0.parquet").unlink()
+    assert not same_labels(tmp_path / "a", tmp_path / "b")
+
+
 def test_times_to_an_event_are_read_with_their_causes(tmp_path):
     write_survival(tmp_path, subject_id=[3, 2, 1])
     frame = read_survival(tmp_path, "t")
