@@ -35,11 +35,13 @@ class StaysConfig:
     """Code prefixes of the rows that mark a stay, and who is kept.
 
     min_age_years: 0 also keeps subjects without a birth row.
-    min_observations: rows of ``observations`` that a stay needs, each in an hour of it (``Stay``) by when it became available.
-    vitals: it needs one of these too; the published cohort asks for a vital sign, but the codes are the source's own, so
-        that by default nothing is asked. Of MIMIC-IV for instance LAB//220045 (heart rate), LAB//220052 and LAB//220181 (mean
-        arterial pressure), LAB//220210 (breaths) and LAB//220277 (oxygen saturation). On the MIMIC-IV demo neither rule leaves
-        out a stay: the poorest has 485 observations.
+    min_observations: rows of ``observations`` that a stay needs, each in an hour of it (``Stay``) by when it became available. The
+        published cohort asks for 10; they are counted over the whole stay, so who is kept at an hour then depends on what comes
+        after it, and by default nothing is asked.
+    vitals: it needs one of these too, as in the published cohort; the codes are the source's own, and the same caution holds. Of
+        MIMIC-IV for instance LAB//220045 (heart rate), LAB//220052 and LAB//220181 (mean arterial pressure), LAB//220210
+        (breaths) and LAB//220277 (oxygen saturation). On the MIMIC-IV demo neither rule leaves out a stay: the poorest has 485
+        observations.
     """
 
     icu_in: str = "ICU_ADMISSION"
@@ -52,7 +54,7 @@ class StaysConfig:
     vitals: tuple[str, ...] = ()
     min_age_years: float = 18.0
     min_los_hours: float = 6.0
-    min_observations: int = 10
+    min_observations: int = 0
     max_hours: int = 336
 
     def __post_init__(self) -> None:
