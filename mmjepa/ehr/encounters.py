@@ -268,7 +268,8 @@ class _Assigned:
         visit = np.where(time_us <= self._ends[np.maximum(visit, 0)], visit, -1)
         if len(self._hadm):
             place = np.minimum(np.searchsorted(self._hadm, hadm), len(self._hadm) - 1)
-            visit = np.where(self._hadm[place] == hadm, self._visit[place], visit)
+            elsewhere = np.where(hadm < 0, visit, -1)  # a number of no known admission: its own may come later
+            visit = np.where(self._hadm[place] == hadm, self._visit[place], elsewhere)
         return visit
 
 

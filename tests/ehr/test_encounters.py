@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmjepa.ehr.encounter_batches import EncounterHistories
@@ -219,6 +219,9 @@ def test_an_encounter_whose_discharge_is_on_record_too_late_is_not_in_the_contex
         histories.batch(np.array([[0, 1]]))
 
 
+@example(
+    gaps=[(1, 1)] * 3, rows=[("DIAGNOSIS//ICD//10//I10", 1, 0, 2)], held={}, when="stay"
+)  # numbered before its stay
 @settings(max_examples=60, deadline=None)
 @given(
     gaps=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=2, max_size=6),

@@ -188,6 +188,7 @@ def test_ingest_places_equal_bytes_and_counts_them(root, tmp_path):
         "ehr/metadata/subject_splits.parquet",
         "ehr/source.json",
         "labels/death/0.parquet",
+        "labels/source.json",
     ]
     placed.pop("ehr/source.json")
     assert all((tmp_path / name).read_bytes() == data for name, data in placed.items())
